@@ -1,0 +1,193 @@
+//! Configuration: defaults < file < environment < flags. An unknown key is an error that names it.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use anyhow::Context as _;
+use clap::Parser;
+use figment::{
+    Figment,
+    providers::{Env, Format as _, Toml},
+    value::{Dict, Value},
+};
+use serde::de::DeserializeOwned;
+
+use crate::{
+    server::{Listeners, Running},
+    telemetry::TelemetryConfig,
+};
+
+/// The flags of every service.
+#[derive(Debug, Parser)]
+struct Flags {
+    /// A TOML file over the defaults.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// A single setting over everything else; may be repeated.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Print the effective configuration as TOML, secrets hidden, and exit.
+    #[arg(long)]
+    print_config: bool,
+}
+
+/// The layers of a configuration.
+#[derive(Debug, Clone)]
+pub struct Layers(Figment);
+
+impl Layers {
+    /// `defaults` is TOML; `prefix` that of environment variables, such as `TOLLGATE_AUTH__`.
+    pub fn new(defaults: &str, file: Option<&PathBuf>, prefix: &str) -> anyhow::Result<Self> {
+        let mut figment = Figment::from(Toml::string(defaults));
+        if let Some(file) = file {
+            anyhow::ensure!(file.is_file(), "there is no configuration file {}", file.display());
+            figment = figment.merge(Toml::file_exact(file));
+        }
+        Ok(Self(figment.merge(Env::prefixed(prefix).split("__"))))
+    }
+
+    /// Sets one key, `database.url=sqlite:x.db`. The value is read as TOML, or else as text.
+    pub fn set(self, key: &str, value: &str) -> Self {
+        let value = value.parse::<Value>().unwrap_or_else(|_| Value::from(value));
+        Self(self.0.merge((key, value)))
+    }
+
+    /// The whole configuration.
+    pub fn extract<T: DeserializeOwned>(&self) -> anyhow::Result<T> {
+        self.0.extract().map_err(explain)
+    }
+
+    /// One section.
+    pub fn section<T: DeserializeOwned>(&self, name: &str) -> anyhow::Result<T> {
+        self.0.extract_inner(name).map_err(explain)
+    }
+
+    /// The effective configuration as TOML, secrets hidden.
+    pub fn print(&self) -> anyhow::Result<String> {
+        let mut values: Dict = self.0.extract().map_err(explain)?;
+        hide_secrets(&mut values);
+        toml::to_string(&values).context("cannot print the configuration")
+    }
+}
+
+fn explain(error: figment::Error) -> anyhow::Error {
+    let lines: Vec<String> = error
+        .into_iter()
+        .map(|error| match error.path.join(".") {
+            key if key.is_empty() => error.to_string(),
+            key => format!("{key}: {}", error.kind),
+        })
+        .collect();
+    anyhow::anyhow!("the configuration is not valid: {}", lines.join("; "))
+}
+
+fn hide_secrets(values: &mut Dict) {
+    for (key, value) in values.iter_mut() {
+        match value {
+            Value::Dict(_, inner) => hide_secrets(inner),
+            Value::String(_, text) if key.ends_with("url") => {
+                if let (Some(scheme), Some(at)) = (text.find("://"), text.rfind('@')) {
+                    text.replace_range(scheme + 3..at, "***");
+                }
+            }
+            Value::String(_, text) if !text.is_empty() && is_secret(key) => "***".clone_into(text),
+            _ => {}
+        }
+    }
+}
+
+fn is_secret(key: &str) -> bool {
+    ["password", "secret", "token", "passphrase"].iter().any(|word| key.ends_with(word))
+}
+
+/// The `main` of a service: flags, configuration, telemetry, bind, start, run until a signal.
+pub async fn main<C, F>(
+    service: &'static str,
+    defaults: &'static str,
+    start: fn(C, Listeners) -> F,
+) -> ExitCode
+where
+    C: DeserializeOwned,
+    F: Future<Output = anyhow::Result<Running>>,
+{
+    match run(service, defaults, start).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("{service}: {error:#}\n"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run<C, F>(
+    service: &'static str,
+    defaults: &'static str,
+    start: fn(C, Listeners) -> F,
+) -> anyhow::Result<()>
+where
+    C: DeserializeOwned,
+    F: Future<Output = anyhow::Result<Running>>,
+{
+    let flags = Flags::parse();
+    let mut layers = Layers::new(defaults, flags.config.as_ref(), &env_prefix(service))?;
+    for setting in &flags.set {
+        let (key, value) =
+            setting.split_once('=').with_context(|| format!("--set {setting}: no `=` in it"))?;
+        layers = layers.set(key, value);
+    }
+    let config: C = layers.extract()?;
+    if flags.print_config {
+        return Ok(std::io::Write::write_all(&mut std::io::stdout(), layers.print()?.as_bytes())?);
+    }
+    let _telemetry = crate::telemetry::init(&layers.section::<TelemetryConfig>("telemetry")?, service)?;
+    crate::tls::install_provider();
+    let listeners =
+        Listeners::bind(&layers.section::<String>("listen")?, &layers.section::<String>("admin_listen")?)
+            .await?;
+    start(config, listeners).await?.run().await
+}
+
+/// `TOLLGATE_AUTH__` of `auth-service`, `TOLLGATE_EDGE__` of `edge-proxy`.
+pub fn env_prefix(service: &str) -> String {
+    let stem = service.split('-').next().unwrap_or(service);
+    format!("TOLLGATE_{}__", stem.to_uppercase())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::Deserialize;
+
+    use super::Layers;
+
+    #[derive(Debug, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Section {
+        url: String,
+        #[allow(dead_code, reason = "only its presence matters here")]
+        password: String,
+    }
+
+    #[derive(Debug, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Config {
+        database: Section,
+    }
+
+    const DEFAULTS: &str = "[database]\nurl = \"sqlite:a.db\"\npassword = \"\"\n";
+
+    #[test]
+    fn later_layers_win_and_secrets_are_hidden() {
+        let layers = Layers::new(DEFAULTS, None, "TOLLGATE_TEST__").unwrap();
+        let layers =
+            layers.set("database.url", "postgres://u:canary@h/db").set("database.password", "canary");
+        assert_eq!(layers.extract::<Config>().unwrap().database.url, "postgres://u:canary@h/db");
+        let printed = layers.print().unwrap();
+        assert!(printed.contains("postgres://***@h/db") && !printed.contains("canary"), "{printed}");
+    }
+
+    #[test]
+    fn an_unknown_key_is_named() {
+        let layers = Layers::new(DEFAULTS, None, "TOLLGATE_TEST__").unwrap().set("database.pool", "3");
+        let error = layers.extract::<Config>().unwrap_err().to_string();
+        assert!(error.contains("pool"), "{error}");
+    }
+}

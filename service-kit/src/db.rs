@@ -1,0 +1,175 @@
+//! Databases: SQLite with one writer and several readers, or PostgreSQL with one pool.
+//!
+//! Stores are written once over [`SqlitePool`] and [`PostgresPool`], which offer the same two ways in:
+//! `read()` for a query, `begin()` for a transaction. SQL uses `$1` placeholders and portable columns.
+
+use std::{path::Path, str::FromStr as _, time::Duration};
+
+use anyhow::Context as _;
+use secrecy::{ExposeSecret as _, SecretString};
+use serde::Deserialize;
+use sqlx::{
+    ConnectOptions as _, Executor as _, PgPool, Postgres, Sqlite, Transaction,
+    migrate::Migrator,
+    postgres::{PgConnectOptions, PgPoolOptions},
+    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
+};
+
+/// The `[database]` section of a service's configuration.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DatabaseConfig {
+    /// `sqlite:PATH` or `postgres://…`.
+    pub url: SecretString,
+    /// The most connections of a PostgreSQL pool, or readers of SQLite.
+    pub max_connections: u32,
+    /// The PostgreSQL schema of the service; made when it does not exist.
+    pub schema: String,
+}
+
+/// An open database.
+#[derive(Debug, Clone)]
+pub enum Database {
+    /// One file.
+    Sqlite(SqlitePool),
+    /// A server.
+    Postgres(PostgresPool),
+}
+
+/// SQLite: writers queue for one connection, readers have their own.
+#[derive(Debug, Clone)]
+pub struct SqlitePool {
+    writer: sqlx::SqlitePool,
+    readers: sqlx::SqlitePool,
+}
+
+/// PostgreSQL.
+#[derive(Debug, Clone)]
+pub struct PostgresPool(PgPool);
+
+impl Database {
+    /// Opens the database and brings its schema up to date.
+    pub async fn open(config: &DatabaseConfig, migrations: &Migrator) -> anyhow::Result<Self> {
+        let url = config.url.expose_secret();
+        if url.starts_with("sqlite:") {
+            let pool = SqlitePool::open(url, config.max_connections).await?;
+            migrations.run(&pool.writer).await.context("cannot migrate the SQLite database")?;
+            Ok(Self::Sqlite(pool))
+        } else if url.starts_with("postgres:") || url.starts_with("postgresql:") {
+            let pool = PostgresPool::open(url, config).await?;
+            migrations.run(&pool.0).await.context("cannot migrate the PostgreSQL database")?;
+            Ok(Self::Postgres(pool))
+        } else {
+            anyhow::bail!("database.url must start with `sqlite:` or `postgres://`")
+        }
+    }
+
+    /// Fails when the database does not answer: readiness.
+    pub async fn ping(&self) -> sqlx::Result<()> {
+        match self {
+            Self::Sqlite(pool) => pool.readers.execute("SELECT 1").await.map(drop),
+            Self::Postgres(pool) => pool.0.execute("SELECT 1").await.map(drop),
+        }
+    }
+
+    /// Waits for queries under way and closes all connections.
+    pub async fn close(&self) {
+        match self {
+            Self::Sqlite(pool) => {
+                pool.readers.close().await;
+                pool.writer.close().await;
+            }
+            Self::Postgres(pool) => pool.0.close().await,
+        }
+    }
+}
+
+impl SqlitePool {
+    async fn open(url: &str, readers: u32) -> anyhow::Result<Self> {
+        let options = SqliteConnectOptions::from_str(url)
+            .context("database.url is not a SQLite URL")?
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            // WAL with NORMAL survives a crash of the process without loss; FULL also a power cut.
+            .synchronous(SqliteSynchronous::Full)
+            .busy_timeout(Duration::from_secs(10))
+            .foreign_keys(true)
+            .pragma("wal_autocheckpoint", "1000")
+            .disable_statement_logging();
+        let file = options.get_filename();
+        if let Some(folder) = file.parent().filter(|folder| *folder != Path::new("")) {
+            tokio::fs::create_dir_all(folder)
+                .await
+                .with_context(|| format!("cannot make the folder {}", folder.display()))?;
+        }
+        let writer = SqlitePoolOptions::new()
+            .max_connections(1)
+            .idle_timeout(None)
+            .max_lifetime(None)
+            .connect_with(options.clone())
+            .await
+            .with_context(|| format!("cannot open {}", file.display()))?;
+        let readers = SqlitePoolOptions::new()
+            .max_connections(readers.max(1))
+            .idle_timeout(Duration::from_secs(60))
+            .connect_lazy_with(options.create_if_missing(false).pragma("query_only", "ON"));
+        Ok(Self { writer, readers })
+    }
+
+    /// Where queries run.
+    pub fn read(&self) -> &sqlx::SqlitePool {
+        &self.readers
+    }
+
+    /// Starts a writing transaction; it waits here for its turn, and not in the middle.
+    pub async fn begin(&self) -> sqlx::Result<Transaction<'static, Sqlite>> {
+        self.writer.begin_with("BEGIN IMMEDIATE").await
+    }
+}
+
+impl PostgresPool {
+    async fn open(url: &str, config: &DatabaseConfig) -> anyhow::Result<Self> {
+        let schema = config.schema.as_str();
+        anyhow::ensure!(
+            !schema.is_empty()
+                && schema.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_'),
+            "database.schema must consist of a-z, 0-9 and _"
+        );
+        let options = PgConnectOptions::from_str(url)
+            .context("database.url is not a PostgreSQL URL")?
+            .options([("search_path", schema)])
+            .disable_statement_logging();
+        let pool = PgPoolOptions::new()
+            .max_connections(config.max_connections.max(1))
+            .acquire_timeout(Duration::from_secs(5))
+            .connect_with(options)
+            .await
+            .context("cannot connect to PostgreSQL")?;
+        // The name was checked above: an identifier cannot be a bound parameter.
+        let create = sqlx::AssertSqlSafe(format!("CREATE SCHEMA IF NOT EXISTS \"{schema}\""));
+        match sqlx::raw_sql(create).execute(&pool).await {
+            // Several instances may start at once; the schema is there either way.
+            Err(error) if !is_unique_violation(&error) => {
+                return Err(error).context("cannot make the schema");
+            }
+            _ => {}
+        }
+        Ok(Self(pool))
+    }
+
+    /// Where queries run.
+    pub fn read(&self) -> &PgPool {
+        &self.0
+    }
+
+    /// Starts a transaction.
+    pub async fn begin(&self) -> sqlx::Result<Transaction<'static, Postgres>> {
+        self.0.begin().await
+    }
+}
+
+/// Whether a statement failed because a row with the same unique key exists. SQLite names no
+/// constraint, so the caller says which rule it was.
+pub fn is_unique_violation(error: &sqlx::Error) -> bool {
+    error.as_database_error().is_some_and(|error| error.is_unique_violation())
+}

@@ -1,0 +1,180 @@
+//! The transactional outbox: events leave a service only if the change that caused them was committed,
+//! and then for certain, in the order of commits of their topic.
+//!
+//! A service's migrations hold the two tables of [`SCHEMA`]. `append` runs in the service's own
+//! transaction; a [`Relay`] delivers and then deletes. Receivers must take an id that they know as done.
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use sqlx::{PgConnection, SqliteConnection};
+use tokio::sync::Notify;
+use trait_gen::trait_gen;
+
+use crate::{
+    db::{PostgresPool, SqlitePool},
+    error::Result,
+    shutdown::Tasks,
+};
+
+/// What a service's migrations hold for its outbox.
+pub const SCHEMA: &str = "
+CREATE TABLE outbox_heads (topic TEXT PRIMARY KEY, head BIGINT NOT NULL);
+CREATE TABLE outbox (
+  topic TEXT NOT NULL, position BIGINT NOT NULL, id TEXT NOT NULL, payload BYTEA NOT NULL,
+  PRIMARY KEY (topic, position)
+);";
+
+/// How many entries one delivery carries at most.
+const BATCH: i64 = 200;
+
+/// An entry that has not been delivered yet.
+#[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
+pub struct Entry {
+    /// The position in the topic: the order of commits.
+    pub position: i64,
+    /// The id by which a receiver knows it again.
+    pub id: String,
+    /// What the topic says it is; usually an encoded protobuf message.
+    pub payload: Vec<u8>,
+}
+
+/// Writes to the outbox within a transaction.
+#[async_trait]
+pub trait Append {
+    /// Adds an entry to a topic. The row of the topic stays locked until the transaction ends, so
+    /// positions are in the order of commits.
+    async fn append(&mut self, topic: &str, id: &str, payload: Vec<u8>) -> sqlx::Result<()>;
+}
+
+#[trait_gen(Connection -> SqliteConnection, PgConnection)]
+#[async_trait]
+impl Append for Connection {
+    async fn append(&mut self, topic: &str, id: &str, payload: Vec<u8>) -> sqlx::Result<()> {
+        let position: i64 = sqlx::query_scalar(
+            "INSERT INTO outbox_heads (topic, head) VALUES ($1, 1)
+             ON CONFLICT (topic) DO UPDATE SET head = outbox_heads.head + 1 RETURNING head",
+        )
+        .bind(topic)
+        .fetch_one(&mut *self)
+        .await?;
+        sqlx::query("INSERT INTO outbox (topic, position, id, payload) VALUES ($1, $2, $3, $4)")
+            .bind(topic)
+            .bind(position)
+            .bind(id)
+            .bind(payload)
+            .execute(&mut *self)
+            .await?;
+        Ok(())
+    }
+}
+
+/// Reads and deletes entries.
+#[async_trait]
+pub trait Entries: Send + Sync + 'static {
+    /// The oldest entries of a topic, in order.
+    async fn oldest(&self, topic: &str, most: i64) -> sqlx::Result<Vec<Entry>>;
+    /// Deletes the entries up to and including a position.
+    async fn delete_through(&self, topic: &str, position: i64) -> sqlx::Result<()>;
+}
+
+#[trait_gen(Pool -> SqlitePool, PostgresPool)]
+#[async_trait]
+impl Entries for Pool {
+    async fn oldest(&self, topic: &str, most: i64) -> sqlx::Result<Vec<Entry>> {
+        sqlx::query_as("SELECT position, id, payload FROM outbox WHERE topic = $1 ORDER BY position LIMIT $2")
+            .bind(topic)
+            .bind(most)
+            .fetch_all(self.read())
+            .await
+    }
+
+    async fn delete_through(&self, topic: &str, position: i64) -> sqlx::Result<()> {
+        let mut tx = self.begin().await?;
+        sqlx::query("DELETE FROM outbox WHERE topic = $1 AND position <= $2")
+            .bind(topic)
+            .bind(position)
+            .execute(&mut *tx)
+            .await?;
+        tx.commit().await
+    }
+}
+
+/// Where a relay delivers to.
+#[async_trait]
+pub trait Sink: Send + Sync + 'static {
+    /// Delivers entries in order: all, or an error, after which the same entries come again.
+    async fn deliver(&self, entries: &[Entry]) -> Result<()>;
+}
+
+/// Wakes a relay after a commit, so that nothing waits for the next look.
+#[derive(Debug, Clone, Default)]
+pub struct Nudge(Arc<Notify>);
+
+impl Nudge {
+    /// There may be something to deliver.
+    pub fn now(&self) {
+        self.0.notify_one();
+    }
+}
+
+/// Delivers one topic.
+#[derive(Debug)]
+pub struct Relay;
+
+impl Relay {
+    /// Starts delivering `topic` until the service drains. Looks at once after a nudge, and each second
+    /// for what another instance wrote; after a failure waits 50 ms, doubling up to 5 s.
+    pub fn spawn(
+        tasks: &Tasks,
+        topic: &'static str,
+        entries: Arc<dyn Entries>,
+        sink: Arc<dyn Sink>,
+        nudge: Nudge,
+    ) {
+        let stop = tasks.stopping();
+        tasks.spawn("outbox relay", async move {
+            let mut backoff = Duration::from_millis(50);
+            loop {
+                let wait = match Self::round(topic, &*entries, &*sink).await {
+                    Ok(true) => {
+                        backoff = Duration::from_millis(50);
+                        continue;
+                    }
+                    Ok(false) => {
+                        backoff = Duration::from_millis(50);
+                        Duration::from_secs(1)
+                    }
+                    Err(error) => {
+                        tracing::warn!(topic, %error, "outbox delivery failed, will try again");
+                        backoff = (backoff * 2).min(Duration::from_secs(5));
+                        tokio::select! {
+                            () = tokio::time::sleep(backoff) => continue,
+                            () = stop.cancelled() => return Ok(()),
+                        }
+                    }
+                };
+                tokio::select! {
+                    () = nudge.0.notified() => {}
+                    () = tokio::time::sleep(wait) => {}
+                    () = stop.cancelled() => {
+                        // What was committed last still leaves, if the receiver is there.
+                        while Self::round(topic, &*entries, &*sink).await.unwrap_or(false) {}
+                        return Ok(());
+                    }
+                }
+            }
+        });
+    }
+
+    /// Delivers one batch; false when there was nothing.
+    async fn round(topic: &'static str, entries: &dyn Entries, sink: &dyn Sink) -> Result<bool> {
+        let batch = entries.oldest(topic, BATCH).await?;
+        let Some(last) = batch.last() else { return Ok(false) };
+        sink.deliver(&batch).await?;
+        entries.delete_through(topic, last.position).await?;
+        metrics::counter!("tollgate_outbox_delivered_total", "topic" => topic)
+            .increment(u64::try_from(batch.len()).unwrap_or(0));
+        Ok(true)
+    }
+}
