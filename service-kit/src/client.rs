@@ -19,6 +19,7 @@ use serde::Deserialize;
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tonic::{
+    Status, TimeoutExpired,
     body::Body,
     transport::{Channel, Endpoint},
 };
@@ -115,6 +116,19 @@ impl Service<Request<Body>> for Upstream {
                 request.headers_mut().insert("grpc-timeout", value);
             }
         }
-        Box::pin(async move { channel.ready().await?.call(request).await })
+        Box::pin(async move {
+            match channel.ready().await?.call(request).await {
+                // tonic reports the passed deadline as CANCELLED.
+                Err(error) if is_timeout(&error) => {
+                    Ok(Status::deadline_exceeded("the deadline of the call has passed").into_http())
+                }
+                answer => answer,
+            }
+        })
     }
+}
+
+fn is_timeout(error: &tonic::transport::Error) -> bool {
+    std::iter::successors(std::error::Error::source(error), |error| error.source())
+        .any(|error| error.is::<TimeoutExpired>())
 }

@@ -28,6 +28,9 @@ CREATE TABLE outbox (
 /// How many entries one delivery carries at most.
 const BATCH: i64 = 200;
 
+/// How long to wait after a first failure; it doubles up to 5 s.
+const FIRST_BACKOFF: Duration = Duration::from_millis(50);
+
 /// An entry that has not been delivered yet.
 #[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
 pub struct Entry {
@@ -124,7 +127,7 @@ pub struct Relay;
 
 impl Relay {
     /// Starts delivering `topic` until the service drains. Looks at once after a nudge, and each second
-    /// for what another instance wrote; after a failure waits 50 ms, doubling up to 5 s.
+    /// for what another instance wrote; after a failure waits longer each time.
     pub fn spawn(
         tasks: &Tasks,
         topic: &'static str,
@@ -134,36 +137,32 @@ impl Relay {
     ) {
         let stop = tasks.stopping();
         tasks.spawn("outbox relay", async move {
-            let mut backoff = Duration::from_millis(50);
-            loop {
-                let wait = match Self::round(topic, &*entries, &*sink).await {
+            let mut backoff = FIRST_BACKOFF;
+            while !stop.is_cancelled() {
+                let (wait, wakes) = match Self::round(topic, &*entries, &*sink).await {
                     Ok(true) => {
-                        backoff = Duration::from_millis(50);
+                        backoff = FIRST_BACKOFF;
                         continue;
                     }
                     Ok(false) => {
-                        backoff = Duration::from_millis(50);
-                        Duration::from_secs(1)
+                        backoff = FIRST_BACKOFF;
+                        (Duration::from_secs(1), true)
                     }
                     Err(error) => {
                         tracing::warn!(topic, %error, "outbox delivery failed, will try again");
                         backoff = (backoff * 2).min(Duration::from_secs(5));
-                        tokio::select! {
-                            () = tokio::time::sleep(backoff) => continue,
-                            () = stop.cancelled() => return Ok(()),
-                        }
+                        (backoff, false)
                     }
                 };
                 tokio::select! {
-                    () = nudge.0.notified() => {}
+                    () = nudge.0.notified(), if wakes => {}
                     () = tokio::time::sleep(wait) => {}
-                    () = stop.cancelled() => {
-                        // What was committed last still leaves, if the receiver is there.
-                        while Self::round(topic, &*entries, &*sink).await.unwrap_or(false) {}
-                        return Ok(());
-                    }
+                    () = stop.cancelled() => {}
                 }
             }
+            // What was committed last still leaves, if the receiver is there.
+            while Self::round(topic, &*entries, &*sink).await.unwrap_or(false) {}
+            Ok(())
         });
     }
 

@@ -1,0 +1,5 @@
+//! The kit as services use it: real sockets, real TLS, both databases.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod databases;
+mod mesh;

@@ -1,0 +1,182 @@
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use proto::{
+    auth::{
+        GetJwksRequest, GetProfileRequest, Jwks,
+        auth_service_client::AuthServiceClient,
+        key_service_client::KeyServiceClient,
+        key_service_server::{KeyService, KeyServiceServer},
+    },
+    project::{CheckRequest, access_service_client::AccessServiceClient},
+};
+use service_kit::{
+    Clock,
+    admin::Readiness,
+    client::{Upstream, UpstreamConfig},
+    server::{GrpcServer, Listeners, Running},
+    shutdown::Tasks,
+    tls::{DevCa, Identity},
+    token::{KeySource, TokenConfig, Verifier},
+};
+use tokio::sync::Notify;
+use tonic::{Code, Request, Response, Status, service::Routes};
+
+#[derive(Debug)]
+struct NoKeys;
+
+#[async_trait]
+impl KeySource for NoKeys {
+    async fn jwks(&self) -> service_kit::Result<Jwks> {
+        Ok(Jwks::default())
+    }
+}
+
+/// Answers after a while, or panics.
+#[derive(Default)]
+struct Keys {
+    wait: Duration,
+    panics: bool,
+    entered: Arc<Notify>,
+}
+
+#[async_trait]
+impl KeyService for Keys {
+    async fn get_jwks(&self, _: Request<GetJwksRequest>) -> Result<Response<Jwks>, Status> {
+        self.entered.notify_one();
+        tokio::time::sleep(self.wait).await;
+        assert!(!self.panics, "as told");
+        Ok(Response::new(Jwks::default()))
+    }
+}
+
+struct Mesh {
+    ca: DevCa,
+    running: Running,
+    _folder: tempfile::TempDir,
+}
+
+impl Mesh {
+    async fn start(keys: Keys) -> Self {
+        service_kit::tls::install_provider();
+        let folder = tempfile::tempdir().unwrap();
+        let ca = DevCa::load_or_create(folder.path()).unwrap();
+        let config = TokenConfig { issuer: "i".into(), audience: "a".into() };
+        let server = GrpcServer {
+            name: "auth-service",
+            identity: ca.identity("auth-service").unwrap(),
+            verifier: Verifier::new(config, Arc::new(NoKeys), Clock::system()),
+            routes: Routes::new(KeyServiceServer::new(keys)),
+            tasks: Tasks::new(),
+            readiness: Readiness::new(),
+            reflection: true,
+        };
+        let listeners = Listeners::bind("127.0.0.1:0", "127.0.0.1:0").await.unwrap();
+        let running = server.serve(listeners).await.unwrap();
+        Self { ca, running, _folder: folder }
+    }
+
+    fn upstream(&self, from: &Identity, to: &'static str) -> Upstream {
+        let config = UpstreamConfig { address: self.running.addr.to_string(), connections: 2 };
+        Upstream::new(from, to, &config).unwrap()
+    }
+
+    fn upstream_of(&self, from: &str) -> Upstream {
+        self.upstream(&self.ca.identity(from).unwrap(), "auth-service")
+    }
+}
+
+fn quick() -> Keys {
+    Keys::default()
+}
+
+#[tokio::test]
+async fn services_meet_under_mutual_tls_by_name() {
+    let mesh = Mesh::start(quick()).await;
+    let good = mesh.upstream_of("edge-proxy");
+    good.check().await.unwrap();
+    KeyServiceClient::new(good).get_jwks(GetJwksRequest {}).await.unwrap();
+
+    // A peer that the method does not admit.
+    let stranger = mesh.upstream_of("billing-service");
+    let refused = KeyServiceClient::new(stranger).get_jwks(GetJwksRequest {}).await.unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied);
+
+    // A server that is not who we asked for.
+    let edge = mesh.ca.identity("edge-proxy").unwrap();
+    let wrong = mesh.upstream(&edge, "project-service");
+    let refused = KeyServiceClient::new(wrong).get_jwks(GetJwksRequest {}).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unavailable);
+
+    // A certificate of another authority.
+    let elsewhere = tempfile::tempdir().unwrap();
+    let other = DevCa::load_or_create(elsewhere.path()).unwrap().identity("edge-proxy").unwrap();
+    let refused =
+        KeyServiceClient::new(mesh.upstream(&other, "auth-service")).get_jwks(GetJwksRequest {}).await;
+    assert_eq!(refused.unwrap_err().code(), Code::Unavailable);
+    mesh.running.shutdown().await;
+}
+
+#[tokio::test]
+async fn the_wall_refuses_what_no_policy_allows() {
+    let mesh = Mesh::start(quick()).await;
+    let edge = mesh.upstream_of("edge-proxy");
+    let profile = AuthServiceClient::new(edge.clone()).get_profile(GetProfileRequest {}).await.unwrap_err();
+    assert_eq!(profile.code(), Code::Unauthenticated);
+    let mut request = Request::new(GetProfileRequest {});
+    request.metadata_mut().insert("authorization", "Bearer a.b.c".parse().unwrap());
+    let profile = AuthServiceClient::new(edge.clone()).get_profile(request).await.unwrap_err();
+    assert_eq!(profile.code(), Code::Unauthenticated);
+    // SERVICE methods are closed to the edge even where they exist.
+    let check = AccessServiceClient::new(edge.clone()).check(CheckRequest::default()).await.unwrap_err();
+    assert_eq!(check.code(), Code::PermissionDenied);
+    // What is not in the contract does not exist.
+    let mut raw = tonic::client::Grpc::new(edge);
+    raw.ready().await.unwrap();
+    let path = http::uri::PathAndQuery::from_static("/tollgate.auth.v1.AuthService/BecomeAdmin");
+    let codec = tonic_prost::ProstCodec::<GetJwksRequest, Jwks>::default();
+    let unknown = raw.unary(Request::new(GetJwksRequest {}), path, codec).await.unwrap_err();
+    assert_eq!(unknown.code(), Code::Unimplemented);
+    mesh.running.shutdown().await;
+}
+
+#[tokio::test]
+async fn deadlines_and_panics_have_their_answers() {
+    let mesh = Mesh::start(Keys { wait: Duration::from_secs(60), ..Keys::default() }).await;
+    let mut request = Request::new(GetJwksRequest {});
+    request.metadata_mut().insert("grpc-timeout", "100m".parse().unwrap());
+    let late = KeyServiceClient::new(mesh.upstream_of("edge-proxy")).get_jwks(request).await.unwrap_err();
+    assert_eq!(late.code(), Code::DeadlineExceeded);
+
+    let mesh = Mesh::start(Keys { panics: true, ..Keys::default() }).await;
+    let panicked =
+        KeyServiceClient::new(mesh.upstream_of("edge-proxy")).get_jwks(GetJwksRequest {}).await.unwrap_err();
+    assert_eq!(panicked.code(), Code::Internal);
+    assert!(!panicked.message().contains("as told"));
+    mesh.upstream_of("edge-proxy").check().await.expect("the service goes on");
+}
+
+#[tokio::test]
+async fn draining_finishes_calls_and_takes_no_new_ones() {
+    let entered = Arc::new(Notify::new());
+    let keys = Keys { wait: Duration::from_millis(300), entered: entered.clone(), ..Keys::default() };
+    let mesh = Mesh::start(keys).await;
+    let upstream = mesh.upstream_of("edge-proxy");
+    upstream.check().await.unwrap();
+    let under_way = tokio::spawn(KeyServiceClient::new(upstream).get_jwks_owned());
+    let admin = mesh.running.admin_addr;
+    entered.notified().await;
+    mesh.running.shutdown().await;
+    under_way.await.unwrap().expect("a call under way finishes");
+    assert!(tokio::net::TcpStream::connect(admin).await.is_err());
+}
+
+trait Owned {
+    fn get_jwks_owned(self) -> impl Future<Output = Result<Response<Jwks>, Status>> + Send;
+}
+
+impl Owned for KeyServiceClient<Upstream> {
+    async fn get_jwks_owned(mut self) -> Result<Response<Jwks>, Status> {
+        self.get_jwks(GetJwksRequest {}).await
+    }
+}

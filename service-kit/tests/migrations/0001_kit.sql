@@ -1,0 +1,6 @@
+CREATE TABLE things (id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, active BOOLEAN NOT NULL, data BYTEA, made_at BIGINT NOT NULL);
+CREATE TABLE outbox_heads (topic TEXT PRIMARY KEY, head BIGINT NOT NULL);
+CREATE TABLE outbox (
+  topic TEXT NOT NULL, position BIGINT NOT NULL, id TEXT NOT NULL, payload BYTEA NOT NULL,
+  PRIMARY KEY (topic, position)
+);
