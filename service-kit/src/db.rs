@@ -102,6 +102,8 @@ impl SqlitePool {
                 .await
                 .with_context(|| format!("cannot make the folder {}", folder.display()))?;
         }
+        // The log and index files beside it take over who may read them.
+        crate::secret_file::touch(file).with_context(|| format!("cannot make {}", file.display()))?;
         let writer = SqlitePoolOptions::new()
             .max_connections(1)
             .idle_timeout(None)

@@ -207,6 +207,12 @@ impl Error {
         self
     }
 
+    /// Says which field it is about, also for kinds other than INVALID_ARGUMENT.
+    pub fn naming(mut self, field: impl Into<String>, message: impl Into<String>) -> Self {
+        self.fields.push(FieldViolation { field: field.into(), message: message.into() });
+        self
+    }
+
     /// How it looks from outside.
     pub fn kind(&self) -> Kind {
         self.kind
@@ -225,6 +231,11 @@ impl Error {
     /// The fields that break rules.
     pub fn violations(&self) -> &[FieldViolation] {
         &self.fields
+    }
+
+    /// When to try again, if that is known.
+    pub fn retry_delay(&self) -> Option<Duration> {
+        self.retry_after
     }
 }
 

@@ -2,6 +2,9 @@
 
 use crate::error::{Error, FieldViolation, Result};
 
+/// How many broken rules are told at most: they travel in a header of limited size.
+const MOST: usize = 32;
+
 /// The broken rules so far.
 #[derive(Debug, Default)]
 pub struct Checks(Vec<FieldViolation>);
@@ -14,7 +17,7 @@ impl Checks {
 
     /// Notes that `field` breaks a rule unless `holds`. The rule reads after the field's name: `is required`.
     pub fn that(&mut self, holds: bool, field: &str, rule: &str) -> &mut Self {
-        if !holds {
+        if !holds && self.0.len() < MOST {
             self.0.push(FieldViolation { field: field.to_owned(), message: rule.to_owned() });
         }
         self

@@ -17,6 +17,7 @@ pub mod opaque;
 pub mod outbox;
 pub mod page;
 pub mod seal;
+pub mod secret_file;
 pub mod server;
 pub mod shutdown;
 pub mod telemetry;

@@ -1,7 +1,7 @@
 //! Encryption at rest: AES-256-GCM under a key that lives in a file beside the data, or in the
 //! configuration. Each sealed value is bound to what it belongs to, so that it cannot be moved.
 
-use std::{io::Write as _, os::unix::fs::OpenOptionsExt as _, path::Path, sync::Arc};
+use std::{path::Path, sync::Arc};
 
 use anyhow::Context as _;
 use aws_lc_rs::aead::{AES_256_GCM, Aad, Nonce, RandomizedNonceKey};
@@ -23,35 +23,17 @@ impl Sealer {
 
     /// A sealer with the key in `file` (base64); made, readable for its owner only, when it is not there.
     pub fn load_or_create(file: &Path) -> anyhow::Result<Self> {
-        let text = match std::fs::read_to_string(file) {
-            Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Self::create(file)?,
-            Err(error) => return Err(error).with_context(|| format!("cannot read {}", file.display())),
-        };
+        if !file.exists() {
+            let key = STANDARD.encode(crate::opaque::random::<32>());
+            crate::secret_file::create_once(file, &key)
+                .with_context(|| format!("cannot write {}", file.display()))?;
+        }
+        let text =
+            std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
         let key = STANDARD
             .decode(text.trim())
             .with_context(|| format!("{} does not hold a base64 key", file.display()))?;
         Self::new(&key)
-    }
-
-    fn create(file: &Path) -> anyhow::Result<String> {
-        if let Some(folder) = file.parent() {
-            std::fs::create_dir_all(folder)?;
-        }
-        let text = STANDARD.encode(crate::opaque::random::<32>());
-        let made = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(file);
-        match made {
-            Ok(mut made) => {
-                made.write_all(text.as_bytes())?;
-                made.sync_all()?;
-                Ok(text)
-            }
-            // Another instance was faster: its key counts.
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
-                Ok(std::fs::read_to_string(file)?)
-            }
-            Err(error) => Err(error).with_context(|| format!("cannot write {}", file.display())),
-        }
     }
 
     /// Encrypts `plain` for the owner named by `context`.

@@ -4,7 +4,7 @@
 //! from a CA in the data folder; in production certificates come from files.
 
 use std::{
-    fs, io,
+    fs,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -207,8 +207,7 @@ impl DevCa {
     pub fn load_or_create(folder: &Path) -> anyhow::Result<Self> {
         let bundle = folder.join("ca-with-key.pem");
         if !bundle.exists() {
-            Self::create(folder, &bundle)
-                .with_context(|| format!("cannot make a CA in {}", folder.display()))?;
+            Self::create(&bundle).with_context(|| format!("cannot make a CA in {}", folder.display()))?;
         }
         let text =
             fs::read_to_string(&bundle).with_context(|| format!("cannot read {}", bundle.display()))?;
@@ -223,9 +222,7 @@ impl DevCa {
         Ok(Self { issuer: Issuer::from_ca_cert_der(&cert, key)?, cert, cert_file })
     }
 
-    fn create(folder: &Path, bundle: &Path) -> anyhow::Result<()> {
-        use std::os::unix::fs::OpenOptionsExt as _;
-        fs::create_dir_all(folder)?;
+    fn create(bundle: &Path) -> anyhow::Result<()> {
         let key = KeyPair::generate()?;
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, "Tollgate development CA");
@@ -233,18 +230,7 @@ impl DevCa {
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let text = format!("{}{}", params.self_signed(&key)?.pem(), key.serialize_pem());
 
-        // A link appears whole or not at all; whoever comes second keeps the first one's CA.
-        let draft = folder
-            .join(format!(".ca-{}.tmp", crate::opaque::random::<8>().map(|b| format!("{b:02x}")).concat()));
-        let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&draft)?;
-        io::Write::write_all(&mut file, text.as_bytes())?;
-        file.sync_all()?;
-        let linked = fs::hard_link(&draft, bundle);
-        fs::remove_file(&draft)?;
-        match linked {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error.into()),
-            _ => Ok(()),
-        }
+        Ok(crate::secret_file::create_once(bundle, &text)?)
     }
 
     /// The file that clients trust.
@@ -292,6 +278,7 @@ fn leaf(name: &str) -> anyhow::Result<CertificateParams> {
     params.not_before = (now - day).into();
     params.not_after = (now + 89 * day).into();
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.use_authority_key_identifier_extension = true; // strict verifiers ask for it (Python 3.13)
     Ok(params)
 }
 
