@@ -5,6 +5,7 @@
 //! long it may take) is an option in the `.proto` files. This crate never opens a socket.
 
 pub mod codec;
+pub mod docs;
 pub mod policy;
 pub mod time;
 

@@ -48,6 +48,26 @@ pub struct Upstream {
 impl Upstream {
     /// A pool to `service`. Connects when first used.
     pub fn new(identity: &Identity, service: &'static str, config: &UpstreamConfig) -> anyhow::Result<Self> {
+        Self::with_windows(identity, service, config, 256 * 1024, 4 * 1024 * 1024)
+    }
+
+    /// A pool for thousands of long streams. What a stream has not read counts against its connection
+    /// too: with these windows, 4,096 streams that are stuck leave room for the one that is not.
+    pub fn for_streams(
+        identity: &Identity,
+        service: &'static str,
+        config: &UpstreamConfig,
+    ) -> anyhow::Result<Self> {
+        Self::with_windows(identity, service, config, 32 * 1024, 160 * 1024 * 1024)
+    }
+
+    fn with_windows(
+        identity: &Identity,
+        service: &'static str,
+        config: &UpstreamConfig,
+        stream_window: u32,
+        connection_window: u32,
+    ) -> anyhow::Result<Self> {
         let tls = TlsConnector::from(identity.client(service)?);
         let endpoint = Endpoint::from_shared(format!("http://{}", config.address))?
             .connect_timeout(Duration::from_secs(3))
@@ -55,8 +75,8 @@ impl Upstream {
             .http2_keep_alive_interval(Duration::from_secs(20))
             .keep_alive_timeout(Duration::from_secs(10))
             .keep_alive_while_idle(true)
-            .initial_stream_window_size(256 * 1024)
-            .initial_connection_window_size(4 * 1024 * 1024);
+            .initial_stream_window_size(stream_window)
+            .initial_connection_window_size(connection_window);
         let channels = (0..config.connections.max(1))
             .map(|_| {
                 let (tls, address) = (tls.clone(), config.address.clone());

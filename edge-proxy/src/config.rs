@@ -1,0 +1,92 @@
+//! The settings of the edge; `config.default.toml` documents them.
+
+use std::path::PathBuf;
+
+use serde::Deserialize;
+use service_kit::{client::UpstreamConfig, telemetry::TelemetryConfig, tls::TlsConfig, token::TokenConfig};
+
+/// Everything that can be set.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// `HOST:PORT` of HTTPS.
+    pub listen: String,
+    /// `HOST:PORT` of the admin port.
+    pub admin_listen: String,
+    /// `HOST:PORT` of plain HTTP; none when empty.
+    pub plain_listen: String,
+    /// Whether to offer gRPC reflection.
+    pub reflection: bool,
+    /// Who the edge is towards the services.
+    pub tls: TlsConfig,
+    /// The certificate that clients see.
+    pub public_tls: PublicTlsConfig,
+    /// What access tokens must say.
+    pub token: TokenConfig,
+    /// Logs and traces.
+    pub telemetry: TelemetryConfig,
+    /// Where the services are.
+    pub upstreams: UpstreamsConfig,
+    /// Which browser applications may call.
+    pub cors: CorsConfig,
+    /// The rhythm of gateways' sockets.
+    pub gateway_link: GatewayLinkConfig,
+    /// Bounds of everything.
+    pub limits: LimitsConfig,
+}
+
+/// The certificate that clients see; a leaf of the development CA when both are empty.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PublicTlsConfig {
+    /// The chain, leaf first, PEM.
+    pub cert: PathBuf,
+    /// Its key, PEM.
+    pub key: PathBuf,
+}
+
+/// Where the services are, by the middle part of their packages: `tollgate.auth.v1` is `auth`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UpstreamsConfig {
+    /// auth-service.
+    pub auth: UpstreamConfig,
+    /// project-service.
+    pub project: UpstreamConfig,
+    /// gateway-service.
+    pub gateway: UpstreamConfig,
+}
+
+/// Which browser applications may call.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CorsConfig {
+    /// Exact origins, `https://app.example.com`; there is no wildcard.
+    pub allowed_origins: Vec<String>,
+}
+
+/// The rhythm of gateways' sockets.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GatewayLinkConfig {
+    /// Seconds between two pings. Controllers reconnect when they see none for 35.
+    pub ping_seconds: u64,
+    /// Seconds after the last byte of a gateway at which it counts as dead.
+    pub dead_seconds: u64,
+}
+
+/// Bounds of everything that callers could otherwise make as large as they like.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LimitsConfig {
+    /// Open connections, WebSockets included.
+    pub connections: usize,
+    /// Seconds after which a connection without a request under way is closed.
+    pub idle_seconds: u64,
+    /// Milliseconds within which a request body must have arrived.
+    pub request_body_ms: u64,
+    /// Calls of CREDENTIAL methods from one address in a minute.
+    pub credential_per_minute: u32,
+    /// Connection attempts of gateways from one address in a minute.
+    pub gateway_connects_per_minute: u32,
+}

@@ -1,0 +1,170 @@
+//! gRPC as it is: messages pass through unread, in both directions, as they come.
+
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header};
+use proto::{Contract, MethodPolicy};
+use service_kit::{Error, Kind, access::timeout_of};
+use tokio::time::Instant;
+use tower::ServiceExt as _;
+
+use crate::{
+    Body, Client, Edge, access,
+    body::{Counted, Guarded, too_large},
+    layers::{Request, Response, trace::Noted},
+    rescue::{self, Refusal},
+};
+
+/// What belongs to one connection, or to browsers, and is no metadata.
+const NOT_METADATA: [HeaderName; 16] = [
+    header::CONNECTION,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+    header::HOST,
+    header::TE,
+    header::TRAILER,
+    header::CONTENT_LENGTH,
+    header::PROXY_AUTHORIZATION,
+    header::PROXY_AUTHENTICATE,
+    header::COOKIE,
+    header::ORIGIN,
+    header::REFERER,
+    header::EXPECT,
+    header::ACCEPT_ENCODING,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+];
+
+/// Answers a native call: HTTP/2 and POST only.
+pub(crate) async fn native(edge: &Edge, request: Request) -> Result<Response, Refusal> {
+    if request.version() != Version::HTTP_2 {
+        return Err(Refusal::http(
+            StatusCode::HTTP_VERSION_NOT_SUPPORTED,
+            "HTTP2_REQUIRED",
+            "gRPC needs HTTP/2; over HTTP/1.1 there is gRPC-Web",
+        ));
+    }
+    serve(edge, request.map(Body::new)).await
+}
+
+/// Answers a call.
+pub(crate) async fn serve(edge: &Edge, request: http::Request<Body>) -> Result<Response, Refusal> {
+    if request.method() != Method::POST {
+        return Err(Refusal::http(StatusCode::METHOD_NOT_ALLOWED, "METHOD_NOT_ALLOWED", "gRPC is POST"));
+    }
+    check_content_type(request.headers())?;
+    let path = request.uri().path();
+    if is_local(path) {
+        let routes = edge.local.clone();
+        return Ok(routes.oneshot(request).await.unwrap_or_else(|never| match never {}));
+    }
+    let policy = Contract::get().method(path).ok_or_else(access::unknown_method)?;
+    let mut response = pass(edge, policy, request).await.map_err(|refusal| refusal.at(&policy.path))?;
+    response.extensions_mut().insert(Noted { route: Some(&policy.path), code: None });
+    Ok(response)
+}
+
+/// Health and reflection are the edge's own.
+fn is_local(path: &str) -> bool {
+    path.starts_with("/grpc.health.v1.") || path.starts_with("/grpc.reflection.")
+}
+
+/// Messages are protobuf here.
+fn check_content_type(headers: &HeaderMap) -> Result<(), Refusal> {
+    let text = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    match text.split(';').next().map(str::trim) {
+        Some("application/grpc" | "application/grpc+proto") => Ok(()),
+        _ => Err(Refusal::http(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "UNSUPPORTED_MEDIA_TYPE",
+            "messages are `application/grpc+proto`",
+        )),
+    }
+}
+
+async fn pass(
+    edge: &Edge,
+    policy: &'static MethodPolicy,
+    request: http::Request<Body>,
+) -> Result<Response, Refusal> {
+    let started = Instant::now();
+    let (parts, body) = request.into_parts();
+    access::admit(edge, policy, parts.extensions.get::<Client>(), &parts.headers).await?;
+    let upstream = edge.upstreams.of(policy).ok_or_else(access::unknown_method)?.clone();
+
+    let limit = deadline(policy, &parts.headers)?;
+    let deadline = limit.map(|limit| started + limit);
+    let mut headers = parts.headers;
+    retain_metadata(&mut headers, policy);
+    if let Some(limit) = limit {
+        headers.insert("grpc-timeout", timeout_value(limit));
+    }
+
+    let streaming = policy.descriptor.is_client_streaming();
+    let bytes = if streaming { usize::MAX } else { policy.max_request_bytes.saturating_add(5) };
+    let (body, too_much) = Counted::new(body, bytes);
+    let mut request = http::Request::new(Body::new(body));
+    *request.method_mut() = Method::POST;
+    *request.version_mut() = Version::HTTP_2;
+    *request.uri_mut() = http::Uri::try_from(policy.path.as_str()).map_err(Error::internal)?;
+    *request.headers_mut() = headers;
+
+    let call = async {
+        tokio::select! {
+            biased;
+            Ok(()) = too_much => Err(too_large(policy.max_request_bytes)),
+            answer = upstream.oneshot(request) => {
+                answer.map_err(|error| Error::unavailable("the service does not answer", error).into())
+            }
+        }
+    };
+    let response = match deadline {
+        Some(deadline) => {
+            tokio::time::timeout_at(deadline, call).await.unwrap_or_else(|_| Err(rescue::late().into()))?
+        }
+        None => call.await?,
+    };
+    let streams = streaming || policy.descriptor.is_server_streaming();
+    let stop = streams.then(|| edge.tasks.stopping().cancelled_owned());
+    Ok(response.map(|body| Body::new(Guarded::new(body, deadline, stop))))
+}
+
+/// The client's deadline, at most that of the policy.
+fn deadline(policy: &MethodPolicy, headers: &HeaderMap) -> Result<Option<std::time::Duration>, Error> {
+    let asked = timeout_of(headers);
+    if asked.is_none() && headers.contains_key("grpc-timeout") {
+        return Err(Error::new(Kind::InvalidArgument, "INVALID_TIMEOUT", "`grpc-timeout` cannot be read"));
+    }
+    Ok(asked.into_iter().chain(policy.max_deadline).min())
+}
+
+/// A `grpc-timeout`: at most eight digits.
+pub(crate) fn timeout_value(limit: std::time::Duration) -> HeaderValue {
+    let text = match limit.as_millis() {
+        0 => format!("{}u", limit.as_micros().max(1)),
+        ms @ 1..=99_999_999 => format!("{ms}m"),
+        ms => format!("{}S", (ms / 1_000).min(99_999_999)),
+    };
+    HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static("1S"))
+}
+
+/// Leaves the client's own metadata and the one credential that the method is about.
+fn retain_metadata(headers: &mut HeaderMap, policy: &MethodPolicy) {
+    // RFC 9110 §7.6.1: what `Connection` names belongs to the connection too.
+    let named: Vec<HeaderName> = headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|name| name.trim().parse().ok())
+        .collect();
+    for name in NOT_METADATA.iter().chain(&named) {
+        headers.remove(name);
+    }
+    let credential = access::credential(policy);
+    for name in [header::AUTHORIZATION, access::API_KEY] {
+        if credential.as_ref() != Some(&name) {
+            headers.remove(name);
+        }
+    }
+    headers.insert(header::TE, HeaderValue::from_static("trailers"));
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+}

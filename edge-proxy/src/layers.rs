@@ -1,0 +1,33 @@
+//! The middlewares of the edge, one a file. `stack` has their order; none of them writes an error's reply.
+
+pub(crate) mod compression;
+pub(crate) mod cors;
+pub(crate) mod identity;
+pub(crate) mod limits;
+pub(crate) mod paths;
+pub(crate) mod request_id;
+pub(crate) mod rescue;
+pub(crate) mod security_headers;
+pub(crate) mod trace;
+
+use hyper::body::Incoming;
+use tower::Service;
+
+use crate::Body;
+
+/// A request on its way in.
+pub(crate) type Request = http::Request<Incoming>;
+
+/// A response on its way out.
+pub(crate) type Response = http::Response<Body>;
+
+/// The rest of the stack, as a layer sees it.
+pub(crate) trait Next<E>:
+    Service<Request, Response = Response, Error = E, Future: Send> + Clone + Send + Sync + 'static
+{
+}
+
+impl<S, E> Next<E> for S where
+    S: Service<Request, Response = Response, Error = E, Future: Send> + Clone + Send + Sync + 'static
+{
+}

@@ -1,0 +1,58 @@
+//! Removes what only somebody in front of the edge, or the edge itself, may say about a caller.
+
+use http::{HeaderMap, HeaderName};
+use tower::ServiceExt as _;
+
+use super::{Next, Request};
+use crate::rescue::Refusal;
+
+const PREFIXES: &[&str] = &["x-forwarded-", "x-user-", "x-org-", "x-internal-", "grpc-internal-"];
+const NAMES: &[&str] = &["forwarded", "x-real-ip", "grpc-tags-bin", "grpc-trace-bin"];
+
+pub(crate) fn wrap<S: Next<Refusal>>(inner: S) -> impl Next<Refusal> {
+    inner.map_request(|mut request: Request| {
+        strip(request.headers_mut());
+        request
+    })
+}
+
+fn strip(headers: &mut HeaderMap) {
+    let forged: Vec<HeaderName> = headers.keys().filter(|name| is_forged(name.as_str())).cloned().collect();
+    for name in forged {
+        headers.remove(name);
+    }
+}
+
+/// Names with `_` would be read as `-` by some: two names for one header are a way around a check.
+fn is_forged(name: &str) -> bool {
+    name.contains('_') || NAMES.contains(&name) || PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{HeaderMap, HeaderName, HeaderValue};
+
+    #[test]
+    fn identity_is_stripped_and_the_rest_stays() {
+        let gone = [
+            "x-forwarded-for",
+            "x-forwarded-host",
+            "x-real-ip",
+            "forwarded",
+            "x-user-id",
+            "x-org-id",
+            "x-internal-token",
+            "x_request_id",
+            "grpc-trace-bin",
+        ];
+        let kept = ["authorization", "api-key", "content-type", "traceparent", "x-request-id", "accept"];
+        let mut headers = HeaderMap::new();
+        for name in gone.iter().chain(&kept) {
+            headers.append(HeaderName::from_static(name), HeaderValue::from_static("1"));
+            headers.append(HeaderName::from_static(name), HeaderValue::from_static("2"));
+        }
+        super::strip(&mut headers);
+        assert_eq!(headers.keys_len(), kept.len());
+        assert!(kept.iter().all(|name| headers.contains_key(*name)), "{headers:?}");
+    }
+}

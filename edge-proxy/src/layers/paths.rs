@@ -1,0 +1,99 @@
+//! Refuses paths that two readers could read differently.
+
+use http::StatusCode;
+use tower::{ServiceExt as _, service_fn};
+
+use super::{Next, Request};
+use crate::rescue::Refusal;
+
+pub(crate) fn wrap<S: Next<Refusal>>(inner: S) -> impl Next<Refusal> {
+    service_fn(move |request: Request| {
+        let inner = inner.clone();
+        async move {
+            check(request.uri().path())?;
+            inner.oneshot(request).await
+        }
+    })
+}
+
+fn check(path: &str) -> Result<(), Refusal> {
+    match fault(path) {
+        None => Ok(()),
+        Some(fault) => {
+            Err(Refusal::http(StatusCode::BAD_REQUEST, "INVALID_PATH", format!("the path {fault}")))
+        }
+    }
+}
+
+/// What is wrong with a path.
+fn fault(path: &str) -> Option<&'static str> {
+    // `OPTIONS *` has no path at all.
+    if path == "*" {
+        return None;
+    }
+    if !path.starts_with('/') || path.contains("//") {
+        return Some("must begin with `/` and have no empty segment");
+    }
+    if path.contains('\\') || path.bytes().any(|byte| byte.is_ascii_control()) {
+        return Some("must not contain backslashes or control characters");
+    }
+    let mut rest = path;
+    while let Some(at) = rest.find('%') {
+        let Some(byte) = rest.get(at + 1..at + 3).and_then(|digits| u8::from_str_radix(digits, 16).ok())
+        else {
+            return Some("has a `%` without two hexadecimal digits");
+        };
+        if matches!(byte, b'/' | b'\\' | b'%') || byte.is_ascii_control() {
+            return Some("must not contain encoded `/`, `\\`, `%` or control characters");
+        }
+        rest = &rest[at + 3..];
+    }
+    let dots = |segment: &str| {
+        let plain = segment.replace("%2e", ".").replace("%2E", ".");
+        plain == "." || plain == ".."
+    };
+    path.split('/').any(dots).then_some("must not contain `.` or `..` segments")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::fault;
+
+    #[test]
+    fn ambiguous_paths_are_refused() {
+        for bad in [
+            "api",
+            "//api",
+            "/api//v1",
+            "/api/v1/",
+            "/api/../v1",
+            "/api/./v1",
+            "/api/%2e%2E/v1",
+            "/api/.%2e",
+            "/a%2fb",
+            "/a%2Fb",
+            "/a%5cb",
+            "/a\\b",
+            "/a%00b",
+            "/a%0d%0ab",
+            "/a%7fb",
+            "/a%252fb",
+            "/a%",
+            "/a%2",
+            "/a%zz",
+            "/a%+1",
+        ] {
+            let expected = bad != "/api/v1/";
+            assert_eq!(fault(bad).is_some(), expected, "{bad}");
+        }
+    }
+
+    #[test]
+    fn ordinary_paths_pass() {
+        for good in
+            ["/", "*", "/api/v1/apis/x:cancel", "/a%20b", "/%C3%A9", "/a..b/...", "/.well-known/jwks.json"]
+        {
+            assert_eq!(fault(good), None, "{good}");
+        }
+    }
+}

@@ -1,0 +1,42 @@
+//! The headers that tell browsers to distrust: on every answer, errors included.
+
+use std::convert::Infallible;
+
+use http::{HeaderName, HeaderValue, header};
+use tower::{ServiceExt as _, service_fn};
+
+use super::{Next, Request};
+use crate::Client;
+
+/// Two years; only over TLS, where it means something.
+const HSTS: HeaderValue = HeaderValue::from_static("max-age=63072000; includeSubDomains");
+
+/// For answers of an API: nothing in them may run, be framed, or be read by another site without CORS.
+const ALWAYS: [(HeaderName, HeaderValue); 6] = [
+    (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
+    (header::CONTENT_SECURITY_POLICY, HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'")),
+    (header::REFERRER_POLICY, HeaderValue::from_static("no-referrer")),
+    (header::X_FRAME_OPTIONS, HeaderValue::from_static("DENY")),
+    (HeaderName::from_static("cross-origin-opener-policy"), HeaderValue::from_static("same-origin")),
+    (HeaderName::from_static("cross-origin-resource-policy"), HeaderValue::from_static("same-origin")),
+];
+
+pub(crate) fn wrap<S: Next<Infallible>>(inner: S) -> impl Next<Infallible> {
+    service_fn(move |request: Request| {
+        let inner = inner.clone();
+        let secure = request.extensions().get::<Client>().is_some_and(|client| client.secure);
+        async move {
+            let mut response = inner.oneshot(request).await?;
+            let headers = response.headers_mut();
+            for (name, value) in ALWAYS {
+                headers.insert(name, value);
+            }
+            if secure {
+                headers.insert(header::STRICT_TRANSPORT_SECURITY, HSTS);
+            }
+            // Whoever may be cached says so itself.
+            headers.entry(header::CACHE_CONTROL).or_insert(const { HeaderValue::from_static("no-store") });
+            Ok(response)
+        }
+    })
+}

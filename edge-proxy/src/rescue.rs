@@ -1,0 +1,219 @@
+//! The only place where errors become replies.
+//!
+//! REST answers `application/problem+json` (RFC 9457), the gateways' side `/api/internal/v1` answers
+//! `{code, message, description}`, gRPC and gRPC-Web answer a status without a body. What an operator
+//! should know goes to the log, never into a reply.
+
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, StatusCode, header};
+use http_body_util::Full;
+use serde::Serialize;
+use service_kit::{Error, Kind, error::FieldViolation};
+
+use crate::{Body, layers::Response, layers::trace::Noted, routes::Protocol};
+
+/// Why a request gets no answer of its own: an error, and what only HTTP says about it.
+#[derive(Debug)]
+pub(crate) struct Refusal(Box<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    error: Error,
+    status: Option<StatusCode>,
+    header: Option<(HeaderName, HeaderValue)>,
+    route: Option<&'static str>,
+}
+
+/// What a reply to an error needs to know of the request.
+#[derive(Debug, Clone)]
+pub(crate) struct Asked {
+    pub(crate) protocol: Protocol,
+    pub(crate) uri: http::Uri,
+}
+
+impl From<Error> for Refusal {
+    fn from(error: Error) -> Self {
+        Self(Box::new(Inner { error, status: None, header: None, route: None }))
+    }
+}
+
+impl Refusal {
+    /// A refusal that HTTP has a status of its own for.
+    pub(crate) fn http(status: StatusCode, reason: &'static str, message: impl Into<String>) -> Self {
+        let kind = match status {
+            StatusCode::NOT_FOUND => Kind::NotFound,
+            StatusCode::METHOD_NOT_ALLOWED | StatusCode::HTTP_VERSION_NOT_SUPPORTED => Kind::Unimplemented,
+            StatusCode::REQUEST_TIMEOUT => Kind::DeadlineExceeded,
+            StatusCode::PAYLOAD_TOO_LARGE | StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => {
+                Kind::ResourceExhausted
+            }
+            _ => Kind::InvalidArgument,
+        };
+        let mut refusal = Self::from(Error::new(kind, reason, message));
+        refusal.0.status = Some(status);
+        refusal
+    }
+
+    /// Adds a header to the reply.
+    pub(crate) fn with_header(mut self, name: HeaderName, value: HeaderValue) -> Self {
+        self.0.header = Some((name, value));
+        self
+    }
+
+    /// Notes the route for log and metrics.
+    pub(crate) fn at(mut self, route: &'static str) -> Self {
+        self.0.route = Some(route);
+        self
+    }
+}
+
+/// The reply to an error.
+pub(crate) fn reply(asked: &Asked, refusal: Refusal) -> Response {
+    let Inner { error, status, header, route } = *refusal.0;
+    let noted = Noted { route, code: Some(error.kind().code()) };
+    let mut response = match asked.protocol {
+        Protocol::Grpc | Protocol::GrpcWeb => grpc(asked.protocol, error),
+        Protocol::Rest => rest(asked.uri.path(), error, status),
+    };
+    if let Some((name, value)) = header {
+        response.headers_mut().insert(name, value);
+    }
+    response.extensions_mut().insert(noted);
+    response
+}
+
+/// A gRPC status without a body; the details are kept.
+fn grpc(protocol: Protocol, error: Error) -> Response {
+    let retry = retry_after(&error);
+    let mut response: Response = tonic::Status::from(error).into_http();
+    if protocol == Protocol::GrpcWeb {
+        let content_type = HeaderValue::from_static("application/grpc-web+proto");
+        response.headers_mut().insert(header::CONTENT_TYPE, content_type);
+    }
+    if let Some(retry) = retry {
+        response.headers_mut().insert(header::RETRY_AFTER, retry);
+    }
+    response
+}
+
+/// RFC 9457, with the members that programs need.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Problem<'a> {
+    #[serde(rename = "type")]
+    kind: &'static str,
+    title: &'a str,
+    status: u16,
+    detail: &'a str,
+    instance: &'a str,
+    code: &'static str,
+    reason: &'a str,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    errors: Vec<Violation<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    trace_id: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Violation<'a> {
+    field: &'a str,
+    message: &'a str,
+}
+
+/// What the seeds' gateway controllers read.
+#[derive(Serialize)]
+struct Internal<'a> {
+    code: u16,
+    message: &'a str,
+    description: &'a str,
+}
+
+fn rest(path: &str, error: Error, status: Option<StatusCode>) -> Response {
+    if matches!(error.kind(), Kind::Internal | Kind::Unavailable) {
+        // Display holds the cause, which no reply does.
+        tracing::error!(reason = error.reason(), %error, "cannot answer");
+    }
+    let status = status.unwrap_or_else(|| error.kind().http_status());
+    let title = status.canonical_reason().unwrap_or("Client Closed Request");
+    let internal = path.starts_with("/api/internal/v1");
+    let (text, content_type) = if internal {
+        let body = Internal { code: status.as_u16(), message: title, description: error.message() };
+        (serde_json::to_vec(&body), "application/json")
+    } else {
+        (serde_json::to_vec(&problem(path, &error, status, title)), "application/problem+json")
+    };
+    let text = Bytes::from(text.unwrap_or_default());
+    let mut response = Response::new(Body::default());
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    headers.insert(header::CONTENT_LENGTH, HeaderValue::from(text.len()));
+    if let Some(challenge) = challenge(&error, internal) {
+        headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
+    }
+    if let Some(retry) = retry_after(&error) {
+        headers.insert(header::RETRY_AFTER, retry);
+    }
+    *response.status_mut() = status;
+    response.map(|_| Body::new(Full::new(text)))
+}
+
+fn problem<'a>(path: &'a str, error: &'a Error, status: StatusCode, title: &'a str) -> Problem<'a> {
+    let violation = |v: &'a FieldViolation| Violation { field: &v.field, message: &v.message };
+    Problem {
+        kind: "about:blank",
+        title,
+        status: status.as_u16(),
+        detail: error.message(),
+        instance: path,
+        code: error.kind().name(),
+        reason: error.reason(),
+        errors: error.violations().iter().map(violation).collect(),
+        trace_id: service_kit::telemetry::trace_id(),
+    }
+}
+
+/// RFC 6750 §3: a bare challenge when no token came, the error's name when one came and was not good.
+fn challenge(error: &Error, internal: bool) -> Option<&'static str> {
+    match (error.kind(), error.reason()) {
+        (Kind::Unauthenticated, _) if internal => Some("ApiKey realm=\"tollgate\""),
+        (Kind::Unauthenticated, "TOKEN_EXPIRED") => {
+            Some("Bearer realm=\"tollgate\", error=\"invalid_token\", error_description=\"expired\"")
+        }
+        (Kind::Unauthenticated, "INVALID_TOKEN") => {
+            Some("Bearer realm=\"tollgate\", error=\"invalid_token\"")
+        }
+        (Kind::Unauthenticated, _) => Some("Bearer realm=\"tollgate\""),
+        (Kind::PermissionDenied, "INSUFFICIENT_SCOPE") => {
+            Some("Bearer realm=\"tollgate\", error=\"insufficient_scope\"")
+        }
+        _ => None,
+    }
+}
+
+/// Whole seconds, rounded up; what is not available now is worth another try in a second.
+fn retry_after(error: &Error) -> Option<HeaderValue> {
+    let seconds = match (error.retry_delay(), error.kind()) {
+        (Some(delay), _) => delay.as_secs() + u64::from(delay.subsec_nanos() > 0),
+        (None, Kind::Unavailable) => 1,
+        (None, _) => return None,
+    };
+    Some(HeaderValue::from(seconds))
+}
+
+/// What a service answered instead of a message. Its own errors pass; what has no details comes from
+/// the transport: late is late, anything else is not there.
+pub(crate) fn of_status(status: tonic::Status) -> Error {
+    use tonic_types::StatusExt as _;
+    match status.code() {
+        tonic::Code::DeadlineExceeded if status.get_details_error_info().is_none() => late(),
+        tonic::Code::Unimplemented if status.get_details_error_info().is_none() => {
+            Error::new(Kind::Unimplemented, "UNKNOWN_METHOD", "the service does not know this method")
+        }
+        _ => Error::from(status),
+    }
+}
+
+/// The call took longer than it may.
+pub(crate) fn late() -> Error {
+    Error::new(Kind::DeadlineExceeded, "DEADLINE_EXCEEDED", "the call took longer than it may")
+}

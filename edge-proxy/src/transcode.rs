@@ -1,0 +1,143 @@
+//! REST in front of unary gRPC: path, query and body become one message, its answer becomes JSON.
+//!
+//! What a route needs is planned once from the descriptors. Messages are translated by the typed codecs
+//! of `proto`; path and query values are appended as protobuf fields, so that they win over the body's.
+
+mod fields;
+mod query;
+mod request;
+mod response;
+
+use bytes::Bytes;
+use http::{HeaderValue, Method, Version, header, request::Parts};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use proto::{HttpBinding, MethodPolicy};
+use service_kit::Error;
+use std::time::Duration;
+use tokio::time::Instant;
+use tower::ServiceExt as _;
+
+use crate::{
+    Body, Client, Edge, access, body,
+    layers::{Response, request_id::X_REQUEST_ID},
+    rescue::{self, Refusal},
+};
+use fields::Field;
+
+/// How one HTTP method and path template reaches its RPC.
+#[derive(Debug)]
+pub(crate) struct Route {
+    policy: &'static MethodPolicy,
+    template: &'static str,
+    uri: http::Uri,
+    variables: Vec<Field>,
+    body: request::Plan,
+    answer: response::Plan,
+}
+
+impl Route {
+    /// Plans a route; fails when the binding does not fit the messages.
+    pub(crate) fn plan(
+        policy: &'static MethodPolicy,
+        binding: &'static HttpBinding,
+        variables: &[&str],
+    ) -> anyhow::Result<Self> {
+        let method = &policy.descriptor;
+        let template = &binding.template;
+        anyhow::ensure!(
+            !method.is_client_streaming() && !method.is_server_streaming(),
+            "{template}: streams have no REST"
+        );
+        let variable = |name: &&str| {
+            Field::resolve(&method.input(), name)
+                .filter(|field| !field.is_repeated())
+                .ok_or_else(|| anyhow::anyhow!("{template}: {{{name}}} is no field of the request"))
+        };
+        Ok(Self {
+            policy,
+            template,
+            uri: policy.path.parse()?,
+            variables: variables.iter().map(variable).collect::<anyhow::Result<_>>()?,
+            body: request::Plan::of(&method.input(), &binding.body)?,
+            answer: response::Plan::of(&method.output(), &binding.response_body)?,
+        })
+    }
+
+    /// The path template, for log and metrics.
+    pub(crate) fn template(&self) -> &'static str {
+        self.template
+    }
+
+    /// The request message in a gRPC frame.
+    fn frame(&self, values: &[&str], parts: &Parts, body: &Bytes) -> Result<Vec<u8>, Refusal> {
+        let mut frame = vec![0; 5];
+        self.body.encode(body, &parts.headers, &mut frame)?;
+        let query = parts.uri.query().unwrap_or_default();
+        query::encode(&self.policy.descriptor.input(), query, &self.variables, &self.body, &mut frame)?;
+        for (field, value) in self.variables.iter().zip(values) {
+            let value = query::decode(value, false)
+                .map_err(|message| Error::field(field.json_path(), format!("in the path {message}")))?;
+            field.encode(&value, &mut frame).map_err(|message| Error::field(field.json_path(), message))?;
+        }
+        let bytes = frame.len() - 5;
+        if bytes > self.policy.max_request_bytes {
+            return Err(body::too_large(self.policy.max_request_bytes));
+        }
+        let length = u32::try_from(bytes).map_err(Error::internal)?;
+        frame[1..5].copy_from_slice(&length.to_be_bytes());
+        Ok(frame)
+    }
+}
+
+/// Answers a REST request by its RPC.
+pub(crate) async fn serve(
+    edge: &Edge,
+    route: &Route,
+    values: &[&str],
+    parts: &Parts,
+    body: Incoming,
+) -> Result<Response, Refusal> {
+    let started = Instant::now();
+    let policy = route.policy;
+    access::admit(edge, policy, parts.extensions.get::<Client>(), &parts.headers).await?;
+
+    let cap = policy.max_deadline.unwrap_or(proto::policy::DEFAULT_MAX_DEADLINE);
+    let deadline = started + cap;
+    let arrived = deadline.min(started + Duration::from_millis(edge.config.limits.request_body_ms));
+    let body = body::read(body, &parts.headers, policy.max_request_bytes, arrived).await?;
+    let frame = route.frame(values, parts, &body)?;
+    drop(body);
+
+    let upstream = edge.upstreams.of(policy).ok_or_else(access::unknown_method)?.clone();
+    let request = call(route, parts, frame, deadline.saturating_duration_since(Instant::now()));
+    let answer = async {
+        let answer = upstream.oneshot(request).await;
+        response::message(answer.map_err(|error| Error::unavailable("the service does not answer", error))?)
+            .await
+    };
+    // The deadline is the edge's: dropping the call cancels it upstream, as does a client that leaves.
+    let message = tokio::time::timeout_at(deadline, answer).await.map_err(|_| rescue::late())??;
+    Ok(route.answer.reply(message, &policy.location)?)
+}
+
+/// The gRPC request. Of the client's headers only its credential travels on.
+fn call(route: &Route, parts: &Parts, frame: Vec<u8>, rest: Duration) -> http::Request<Body> {
+    let mut request = http::Request::new(Body::new(Full::new(Bytes::from(frame))));
+    *request.method_mut() = Method::POST;
+    *request.version_mut() = Version::HTTP_2;
+    *request.uri_mut() = route.uri.clone();
+    let headers = request.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    headers.insert(header::TE, HeaderValue::from_static("trailers"));
+    headers.insert("grpc-timeout", crate::grpc::timeout_value(rest));
+    for name in access::credential(route.policy).into_iter().chain([X_REQUEST_ID]) {
+        if let Some(value) = parts.headers.get(&name) {
+            headers.insert(name, value.clone());
+        }
+    }
+    request
+}
+
+#[cfg(test)]
+mod tests;

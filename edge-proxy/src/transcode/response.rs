@@ -1,0 +1,189 @@
+//! The answer of an RPC: one message out of its gRPC frame, as JSON or as the bytes it carries.
+
+use std::{borrow::Cow, collections::HashMap};
+
+use bytes::{Buf as _, Bytes, BytesMut};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
+use http_body_util::{BodyExt as _, Full};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use prost::Message as _;
+use prost_reflect::{Kind, MessageDescriptor};
+use proto::{codec::Codec, google::api::HttpBody};
+use serde_json::value::RawValue;
+use service_kit::{Error, error::Result};
+use tonic::Status;
+
+use crate::{Body, body::broken, layers::Response, rescue};
+
+/// The largest message that a service may answer.
+const MAX_ANSWER: usize = 64 * 1024 * 1024;
+
+/// What stays as it is in a path segment (RFC 3986 `unreserved`).
+const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
+/// What becomes of the response message.
+#[derive(Debug)]
+pub(super) enum Plan {
+    /// Nothing: 204.
+    Empty,
+    /// The bytes that it carries.
+    Raw,
+    /// JSON.
+    Whole(Codec),
+    /// One field of it as JSON; `absent` when the message does not hold it.
+    Field { codec: Codec, name: String, absent: &'static str },
+}
+
+impl Plan {
+    /// Reads the `response_body` of a binding.
+    pub(super) fn of(output: &MessageDescriptor, response_body: &str) -> anyhow::Result<Self> {
+        match output.full_name() {
+            "google.protobuf.Empty" => return Ok(Self::Empty),
+            "google.api.HttpBody" => return Ok(Self::Raw),
+            _ => {}
+        }
+        let name = output.full_name();
+        let codec = Codec::find(name).ok_or_else(|| anyhow::anyhow!("{name} has no JSON codec"))?;
+        if response_body.is_empty() {
+            return Ok(Self::Whole(codec));
+        }
+        let field = output
+            .get_field_by_name(response_body)
+            .ok_or_else(|| anyhow::anyhow!("{name} has no field {response_body} for the body"))?;
+        let absent = match field.kind() {
+            _ if field.is_list() => "[]",
+            _ if field.is_map() => "{}",
+            Kind::String | Kind::Bytes => "\"\"",
+            Kind::Bool => "false",
+            Kind::Message(_) | Kind::Enum(_) => "null",
+            _ => "0",
+        };
+        Ok(Self::Field { codec, name: field.json_name().to_owned(), absent })
+    }
+
+    /// The reply that carries a message; `location` is the policy's template.
+    pub(super) fn reply(&self, message: Bytes, location: &str) -> Result<Response> {
+        let json = |codec: &Codec| (codec.to_json)(message.clone()).map_err(Error::internal);
+        let (text, content_type) = match self {
+            Self::Empty => {
+                let mut response = Response::new(Body::empty());
+                *response.status_mut() = StatusCode::NO_CONTENT;
+                return Ok(response);
+            }
+            Self::Raw => {
+                let body = HttpBody::decode(message).map_err(Error::internal)?;
+                let content_type = HeaderValue::try_from(body.content_type).map_err(Error::internal)?;
+                return Ok(reply(StatusCode::OK, body.data.into(), content_type));
+            }
+            Self::Whole(codec) => (json(codec)?, JSON),
+            Self::Field { codec, name, absent } => {
+                let whole = json(codec)?;
+                let members = members(&whole)?;
+                let field = members.get(name.as_str()).map_or(*absent, |value| value.get());
+                (field.as_bytes().to_vec(), JSON)
+            }
+        };
+        if location.is_empty() {
+            return Ok(reply(StatusCode::OK, text.into(), content_type));
+        }
+        let location = fill(location, &members(&text)?)?;
+        let mut response = reply(StatusCode::CREATED, text.into(), content_type);
+        response.headers_mut().insert(header::LOCATION, location);
+        Ok(response)
+    }
+}
+
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
+
+fn reply(status: StatusCode, text: Bytes, content_type: HeaderValue) -> Response {
+    let length = text.len();
+    let mut response = Response::new(Body::new(Full::new(text)));
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, content_type);
+    // Also where the body ends up empty, as for HEAD.
+    response.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+    response
+}
+
+type Members<'a> = HashMap<Cow<'a, str>, &'a RawValue>;
+
+/// The members of a JSON object, their values as they stand.
+fn members(json: &[u8]) -> Result<Members<'_>> {
+    serde_json::from_slice(json).map_err(Error::internal)
+}
+
+/// Fills `{field}` of a template from the response.
+fn fill(template: &str, members: &Members<'_>) -> Result<HeaderValue> {
+    let mut filled = String::with_capacity(template.len() + 32);
+    let mut rest = template;
+    while let Some((before, after)) = rest.split_once('{') {
+        let (name, after) = after
+            .split_once('}')
+            .ok_or_else(|| Error::internal(anyhow::anyhow!("location {template} is not a template")))?;
+        let value: String = members
+            .get(name)
+            .and_then(|value| serde_json::from_str(value.get()).ok())
+            .ok_or_else(|| Error::internal(anyhow::anyhow!("no {name} in the answer for {template}")))?;
+        filled.push_str(before);
+        filled.extend(utf8_percent_encode(&value, SEGMENT));
+        rest = after;
+    }
+    filled.push_str(rest);
+    HeaderValue::try_from(filled).map_err(Error::internal)
+}
+
+/// The one message of a unary answer, or the error that came in its place.
+pub(super) async fn message(answer: http::Response<Body>) -> Result<Bytes> {
+    if let Some(status) = Status::from_header_map(answer.headers()) {
+        check(status)?;
+    }
+    let mut body = answer.into_body();
+    let mut first = Bytes::new();
+    let mut gathered = BytesMut::new();
+    let mut trailers = None;
+    while let Some(frame) = body.frame().await {
+        match frame.map_err(|status| rescue::of_status(transport(status)))?.into_data() {
+            Ok(data) if first.is_empty() && gathered.is_empty() => first = data,
+            Ok(data) => {
+                if gathered.is_empty() {
+                    gathered.extend_from_slice(&std::mem::take(&mut first));
+                }
+                if gathered.len() + data.len() > MAX_ANSWER {
+                    return Err(Error::internal(anyhow::anyhow!(
+                        "an answer is larger than {MAX_ANSWER} bytes"
+                    )));
+                }
+                gathered.extend_from_slice(&data);
+            }
+            Err(frame) => trailers = frame.into_trailers().ok(),
+        }
+    }
+    let status = trailers.as_ref().and_then(|trailers: &HeaderMap| Status::from_header_map(trailers));
+    check(status.ok_or_else(|| broken(Status::unavailable("an answer without a status")))?)?;
+    let gathered = if gathered.is_empty() { first } else { gathered.freeze() };
+    unframe(gathered).ok_or_else(|| Error::internal(anyhow::anyhow!("an answer that is not one message")))
+}
+
+/// A stream that broke says so by many codes: to the caller the service is not there.
+fn transport(status: Status) -> Status {
+    match status.code() {
+        tonic::Code::DeadlineExceeded => status,
+        _ => Status::unavailable(status.message()),
+    }
+}
+
+fn check(status: Status) -> Result<()> {
+    match status.code() {
+        tonic::Code::Ok => Ok(()),
+        _ => Err(rescue::of_status(status)),
+    }
+}
+
+/// The message of one frame that is not compressed (we said that we take no other).
+fn unframe(mut frame: Bytes) -> Option<Bytes> {
+    if frame.len() < 5 || frame.get_u8() != 0 {
+        return None;
+    }
+    let length = usize::try_from(frame.get_u32()).ok()?;
+    (frame.len() == length).then_some(frame)
+}

@@ -1,0 +1,372 @@
+//! The life of one open socket: one task that is its only writer.
+//!
+//! While something is being written, reading goes on and nothing more is taken from gateway-service, so a
+//! slow peer holds up nobody but itself.
+
+use std::{fmt, future::Future, pin::pin, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use futures_util::{Sink, SinkExt as _, Stream, StreamExt as _};
+use proto::gateway::{Close, Event, GatewayFrame, Heartbeat, PlatformFrame, gateway_frame, platform_frame};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
+    sync::mpsc,
+    time::{Instant, sleep_until},
+};
+use tokio_tungstenite::{
+    WebSocketStream,
+    tungstenite::{
+        Error, Message,
+        error::ProtocolError,
+        protocol::{CloseFrame, Role, WebSocketConfig, frame::coding::CloseCode},
+    },
+};
+use tonic::Status;
+
+use super::{
+    activity::{Activity, Watched},
+    link::Link,
+    wire::{self, NotUnderstood},
+};
+use crate::config::GatewayLinkConfig;
+
+/// The largest message of a gateway.
+const MAX_INBOUND: usize = 64 * 1024;
+/// The largest event. gateway-service refuses larger ones when they are made.
+const MAX_EVENT: usize = 1024 * 1024;
+/// How long a peer may take nothing while something is being written to it.
+const STUCK: Duration = Duration::from_secs(10);
+/// How long the exchange of goodbyes may take.
+const GOODBYE: Duration = Duration::from_secs(2);
+/// How many messages that make no sense are worth a warning; more would let a gateway fill the log.
+const WARNINGS: u32 = 5;
+
+#[cfg(test)]
+mod tests;
+
+type Socket<I> = WebSocketStream<Watched<I>>;
+
+/// The rhythm of a socket.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Timing {
+    ping: Duration,
+    dead: Duration,
+}
+
+impl Timing {
+    pub(super) fn of(config: &GatewayLinkConfig) -> Self {
+        Self {
+            ping: Duration::from_secs(config.ping_seconds.max(1)),
+            dead: Duration::from_secs(config.dead_seconds.max(1)),
+        }
+    }
+}
+
+/// Why a socket ends.
+#[derive(Debug)]
+pub(super) enum End {
+    /// The peer said goodbye.
+    PeerLeft,
+    /// The connection broke.
+    Lost(Error),
+    /// The peer sent nothing for too long.
+    Silent,
+    /// The peer took nothing for too long.
+    Stuck,
+    /// We say goodbye, with a close code.
+    Farewell(CloseCode, String),
+    /// The peer broke the protocol: what it sends cannot be read any more.
+    Unreadable(CloseCode, String),
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::PeerLeft => f.write_str("the gateway closed"),
+            Self::Lost(error) => write!(f, "connection lost: {error}"),
+            Self::Silent => f.write_str("no sign of life"),
+            Self::Stuck => f.write_str("the gateway takes nothing"),
+            Self::Farewell(code, reason) | Self::Unreadable(code, reason) => {
+                write!(f, "closed with {} {reason}", u16::from(*code))
+            }
+        }
+    }
+}
+
+/// A socket and the stream behind it.
+#[derive(Debug)]
+pub(super) struct Session<S> {
+    link: Link<S>,
+    timing: Timing,
+    /// Taken from the socket, not yet by gateway-service. While it is there, nothing more is read.
+    held: Option<GatewayFrame>,
+    last_heartbeat: Instant,
+    warnings: u32,
+}
+
+impl<S: Stream<Item = Result<PlatformFrame, Status>> + Unpin> Session<S> {
+    pub(super) fn new(link: Link<S>, timing: Timing) -> Self {
+        Self { link, timing, held: None, last_heartbeat: Instant::now(), warnings: 0 }
+    }
+
+    pub(super) fn gateway_id(&self) -> &str {
+        &self.link.connected.gateway_id
+    }
+
+    pub(super) fn connection_id(&self) -> &str {
+        &self.link.connected.connection_id
+    }
+
+    /// Serves an upgraded connection until it ends, or until `farewell` completes.
+    pub(super) async fn run<I: AsyncRead + AsyncWrite + Unpin>(
+        mut self: Box<Self>,
+        io: I,
+        farewell: impl Future<Output = ()> + Unpin,
+    ) -> End {
+        let activity = Activity::new();
+        let watched = Watched { io, activity: activity.clone() };
+        let mut socket = WebSocketStream::from_raw_socket(watched, Role::Server, Some(small())).await;
+        let end = self.relay(&mut socket, &activity, farewell).await;
+        // gateway-service need not wait for the goodbyes.
+        drop(self);
+        // Whoever does not take part in them is simply left.
+        let _ = tokio::time::timeout(GOODBYE, say_goodbye(&mut socket, &end)).await;
+        end
+    }
+
+    async fn relay<I: AsyncRead + AsyncWrite + Unpin>(
+        &mut self,
+        socket: &mut Socket<I>,
+        activity: &Arc<Activity>,
+        mut farewell: impl Future<Output = ()> + Unpin,
+    ) -> End {
+        let (sink, mut source) = socket.split();
+        let mut writer = Writer { sink, busy_since: None };
+        let mut ping_at = Instant::now() + self.timing.ping;
+        let mut wake = pin!(sleep_until(ping_at));
+        match wire::connection_ack(&self.link.connected) {
+            Ok(ack) => {
+                if let Err(error) = writer.begin(Message::text(ack)).await {
+                    return End::Lost(error);
+                }
+            }
+            Err(error) => return internal(&error),
+        }
+        loop {
+            let dead_at = activity.last_read() + self.timing.dead;
+            let due = match writer.busy_since {
+                Some(since) => dead_at.min(since.max(activity.last_written()) + STUCK),
+                None => dead_at.min(ping_at),
+            };
+            // Deadlines mostly move away: the timer is only touched when it would be late.
+            if due < wake.deadline() || wake.is_elapsed() {
+                wake.as_mut().reset(due);
+            }
+            let busy = writer.busy_since.is_some();
+            let outcome = tokio::select! {
+                message = source.next(), if self.held.is_none() => self.inbound(message),
+                sent = writer.finish(), if busy => sent.map_err(End::Lost),
+                frame = self.link.from_platform.next(), if !busy => match self.outbound(frame) {
+                    Ok(Some(message)) => writer.begin(message).await.map_err(End::Lost),
+                    Ok(None) => Ok(()),
+                    Err(end) => Err(end),
+                },
+                sent = hand_over(&self.link.to_platform, &mut self.held), if self.held.is_some() => sent,
+                () = wake.as_mut() => Ok(()),
+                () = &mut farewell => Err(End::Farewell(CloseCode::Restart, "server restart".to_owned())),
+            };
+            if let Err(end) = outcome {
+                return end;
+            }
+            let now = Instant::now();
+            if now >= activity.last_read() + self.timing.dead {
+                return End::Silent;
+            }
+            match writer.busy_since {
+                Some(since) if now >= since.max(activity.last_written()) + STUCK => return End::Stuck,
+                None if now >= ping_at => {
+                    ping_at = now + self.timing.ping;
+                    if let Err(error) = writer.begin(Message::Ping(Bytes::new())).await {
+                        return End::Lost(error);
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// A message of the gateway.
+    fn inbound(&mut self, message: Option<Result<Message, Error>>) -> Result<(), End> {
+        match message {
+            Some(Ok(Message::Close(_))) => return Err(End::PeerLeft),
+            Some(Ok(Message::Text(text))) => match wire::deployment_ack(&text) {
+                Ok(ack) => {
+                    self.held = Some(GatewayFrame { frame: Some(gateway_frame::Frame::DeploymentAck(ack)) });
+                }
+                Err(why) => self.note(why),
+            },
+            Some(Ok(Message::Binary(_))) => tracing::debug!("a binary message is ignored"),
+            Some(Ok(_)) => {}
+            Some(Err(error)) => return Err(end_of(error)),
+            None => return Err(End::Lost(Error::ConnectionClosed)),
+        }
+        // Any message is a sign of life. gateway-service cuts a link that shows none for 30 s: leaving out
+        // the pong that follows within 5 s of another message keeps the gap below 25 s, 15 s would not.
+        if self.held.is_none() && self.last_heartbeat.elapsed() >= self.timing.ping / 4 {
+            self.last_heartbeat = Instant::now();
+            let frame = gateway_frame::Frame::Heartbeat(Heartbeat { revision: 0 });
+            // Where there is no room, gateway-service has signs of life enough that it has not read.
+            let _ = self.link.to_platform.try_send(GatewayFrame { frame: Some(frame) });
+        }
+        Ok(())
+    }
+
+    fn note(&mut self, why: NotUnderstood) {
+        let gateway = self.gateway_id();
+        match why {
+            NotUnderstood::UnknownType(kind) => tracing::debug!(gateway, kind, "a message is ignored"),
+            NotUnderstood::Malformed(error) if self.warnings < WARNINGS => {
+                self.warnings += 1;
+                tracing::warn!(gateway, %error, "a message of a gateway makes no sense");
+            }
+            NotUnderstood::Malformed(_) => {}
+        }
+    }
+
+    /// What a frame of gateway-service becomes.
+    fn outbound(&self, frame: Option<Result<PlatformFrame, Status>>) -> Result<Option<Message>, End> {
+        match frame {
+            Some(Ok(PlatformFrame { frame: Some(platform_frame::Frame::Event(event)) })) => {
+                Ok(self.event(&event))
+            }
+            Some(Ok(PlatformFrame { frame: Some(platform_frame::Frame::Close(close)) })) => {
+                Err(farewell_of(close))
+            }
+            // Its heartbeats are for those who speak gRPC; ours are pings.
+            Some(Ok(_)) => Ok(None),
+            Some(Err(status)) => {
+                let gateway = self.gateway_id();
+                tracing::warn!(gateway, code = ?status.code(), reason = status.message(), "the link broke");
+                Err(restart())
+            }
+            None => Err(restart()),
+        }
+    }
+
+    /// One bad event must not cut the link: it would come again with the next one.
+    fn event(&self, event: &Event) -> Option<Message> {
+        let (gateway, kind) = (self.gateway_id(), &event.r#type);
+        match wire::event(event) {
+            Ok(text) if text.len() <= MAX_EVENT => {
+                metrics::counter!("edge_gateway_events_total").increment(1);
+                Some(Message::text(text))
+            }
+            Ok(text) => {
+                tracing::error!(gateway, kind, bytes = text.len(), "an event is too large and is left out");
+                None
+            }
+            Err(error) => {
+                tracing::error!(gateway, kind, %error, "an event is not JSON and is left out");
+                None
+            }
+        }
+    }
+}
+
+/// The one writer of a socket: one message at a time.
+struct Writer<S> {
+    sink: S,
+    /// Since when a message is on its way out.
+    busy_since: Option<Instant>,
+}
+
+impl<S: Sink<Message, Error = Error> + Unpin> Writer<S> {
+    /// Begins to write a message. There must be none on its way.
+    async fn begin(&mut self, message: Message) -> Result<(), Error> {
+        self.busy_since = Some(Instant::now());
+        self.sink.feed(message).await
+    }
+
+    /// Goes on until the message is out. May be dropped and called again.
+    async fn finish(&mut self) -> Result<(), Error> {
+        self.sink.flush().await?;
+        self.busy_since = None;
+        Ok(())
+    }
+}
+
+/// Gives a frame to gateway-service as soon as it takes one.
+async fn hand_over(
+    to_platform: &mpsc::Sender<GatewayFrame>,
+    held: &mut Option<GatewayFrame>,
+) -> Result<(), End> {
+    let Ok(permit) = to_platform.reserve().await else { return Err(restart()) };
+    if let Some(frame) = held.take() {
+        permit.send(frame);
+    }
+    Ok(())
+}
+
+/// Buffers that fit small messages: the defaults are 128 KiB for each idle socket.
+fn small() -> WebSocketConfig {
+    WebSocketConfig::default()
+        .read_buffer_size(512)
+        .write_buffer_size(0)
+        .max_write_buffer_size(MAX_EVENT + MAX_INBOUND)
+        .max_message_size(Some(MAX_INBOUND))
+        .max_frame_size(Some(MAX_INBOUND))
+}
+
+fn restart() -> End {
+    End::Farewell(CloseCode::Restart, "the link was interrupted".to_owned())
+}
+
+fn internal(error: &serde_json::Error) -> End {
+    tracing::error!(%error, "the first message cannot be written");
+    End::Farewell(CloseCode::Error, "internal error".to_owned())
+}
+
+fn farewell_of(close: Close) -> End {
+    let code = u16::try_from(close.code).map(CloseCode::from).ok().filter(|code| code.is_allowed());
+    // A control frame holds 125 bytes, two of which are the code.
+    let mut end = close.reason.len().min(123);
+    while !close.reason.is_char_boundary(end) {
+        end -= 1;
+    }
+    End::Farewell(code.unwrap_or(CloseCode::Restart), close.reason[..end].to_owned())
+}
+
+fn end_of(error: Error) -> End {
+    match error {
+        Error::Capacity(_) => End::Unreadable(CloseCode::Size, "the message is too large".to_owned()),
+        Error::Utf8(_) => End::Unreadable(CloseCode::Invalid, "the text is not UTF-8".to_owned()),
+        Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => End::Lost(error),
+        Error::Protocol(broken) => End::Unreadable(CloseCode::Protocol, broken.to_string()),
+        other => End::Lost(other),
+    }
+}
+
+/// The closing handshake, as far as the peer takes part in it.
+async fn say_goodbye<I: AsyncRead + AsyncWrite + Unpin>(
+    socket: &mut Socket<I>,
+    end: &End,
+) -> Result<(), Error> {
+    match end {
+        End::Silent | End::Stuck | End::Lost(_) => return Ok(()),
+        End::PeerLeft => {}
+        End::Farewell(code, reason) | End::Unreadable(code, reason) => {
+            let frame = CloseFrame { code: *code, reason: reason.as_str().into() };
+            socket.send(Message::Close(Some(frame))).await?;
+        }
+    }
+    // Our answer to a goodbye goes out while reading.
+    while let Some(Ok(_)) = socket.next().await {}
+    let io = socket.get_mut();
+    io.shutdown().await?;
+    if matches!(end, End::Unreadable(..)) {
+        // Closing with bytes unread would reset the connection, and the peer would not see the reason.
+        let mut rest = [0; 512];
+        while io.read(&mut rest).await? > 0 {}
+    }
+    Ok(())
+}

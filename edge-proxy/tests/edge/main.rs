@@ -1,0 +1,14 @@
+//! The edge in front of services that do as they are told: slow, failing, breaking off, gone.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod browser;
+mod client;
+mod errors;
+mod grpc;
+mod hardening;
+mod harness;
+mod observed;
+mod own;
+mod rest;
+mod web;
+mod ws;

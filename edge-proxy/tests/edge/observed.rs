@@ -1,0 +1,106 @@
+//! What operators see: access lines, traces, metrics.
+
+use std::{
+    io::Write,
+    sync::{Arc, Mutex},
+};
+
+use proto::{auth::TokenPair, project::Api};
+use serde_json::Value;
+use service_kit::telemetry::{LogFormat, TelemetryConfig};
+use tracing_subscriber::fmt::MakeWriter;
+
+use super::harness::{Reply, World, ok};
+
+/// Log lines of this thread.
+#[derive(Clone, Default)]
+struct Lines(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<'a> MakeWriter<'a> for Lines {
+    type Writer = Self;
+
+    fn make_writer(&'a self) -> Self {
+        self.clone()
+    }
+}
+
+impl Lines {
+    fn text(&self) -> String {
+        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+    }
+
+    fn access(&self) -> Vec<Value> {
+        let text = self.text();
+        let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        lines.filter(|line| line["target"] == "access").collect()
+    }
+}
+
+#[tokio::test]
+async fn an_access_line_names_the_route_and_no_secret() {
+    let lines = Lines::default();
+    let subscriber = tracing_subscriber::fmt().json().flatten_event(true).with_writer(lines.clone());
+    let subscriber = subscriber.with_max_level(tracing_subscriber::filter::LevelFilter::DEBUG).finish();
+    let world = World::start(|call| match call.path.ends_with("GetApi") {
+        true => ok(&Api { id: "a1".into(), ..Api::default() }),
+        false => Reply::Stream(vec![b"a".to_vec()], tonic::Status::aborted("enough")),
+    })
+    .await;
+    let _here = tracing::subscriber::set_default(subscriber);
+    let answer = world.get("/api/v1/apis/canary-path").user().send("").await;
+    world.get("/api/v1/apis/x?canary-query=1").user().send("").await;
+    world.get("/canary-nowhere").send("").await;
+    world.grpc("/tollgate.gateway.v1.GatewayLink/Connect", &[("api-key", "canary-key")], &[b""]).await;
+
+    let access = lines.access();
+    assert_eq!(access.len(), 4, "{}", lines.text());
+    let [found, refused, unknown, stream] = &access[..] else { panic!() };
+    assert_eq!((&found["method"], &found["route"]), (&"GET".into(), &"/api/v1/apis/{api_id}".into()));
+    assert_eq!((&found["status"], &found["grpc"]), (&200.into(), &0.into()));
+    assert!(found["micros"].as_u64().unwrap() > 0);
+    assert_eq!(found["span"]["id"], answer.header("x-request-id"));
+    assert_eq!((&refused["route"], &refused["status"]), (&"/api/v1/apis/{api_id}".into(), &400.into()));
+    assert_eq!((&unknown["route"], &unknown["status"]), (&"-".into(), &404.into()));
+    // How a stream ended is in its trailers.
+    assert_eq!((&stream["status"], &stream["grpc"]), (&200.into(), &10.into()));
+    assert_eq!(stream["route"], "/tollgate.gateway.v1.GatewayLink/Connect");
+    let text = lines.text();
+    assert!(!text.contains("canary") && !text.contains("eyJ"), "{text}");
+}
+
+#[tokio::test]
+async fn a_trace_goes_through() {
+    let config = TelemetryConfig {
+        log: "off,edge_proxy::layers::trace=info".into(),
+        format: LogFormat::Json,
+        otlp_endpoint: String::new(),
+    };
+    let _guard = service_kit::telemetry::init(&config, "edge-proxy").unwrap();
+    let world = World::start(|_| ok(&TokenPair::default())).await;
+    let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
+    let parent = format!("00-{trace}-00f067aa0ba902b7-01");
+    let answer = world.post("/api/v1/auth/login").header("traceparent", &parent).json("{}").await;
+    assert_eq!(answer.status, 200);
+    let upstream = world.call().header("traceparent").unwrap().to_owned();
+    assert!(upstream.contains(trace) && upstream != parent, "{upstream}");
+    let answer = world.post("/api/v1/auth/login").header("traceparent", &parent).json("{").await;
+    assert_eq!(answer.json()["traceId"], trace);
+    // A broken parent is no parent.
+    let answer = world.post("/api/v1/auth/login").header("traceparent", "00-nonsense").json("{").await;
+    assert_eq!(answer.json()["traceId"].as_str().unwrap().len(), 32);
+    let metrics = service_kit::telemetry::render_metrics();
+    let expected = "http_server_request_duration_seconds_count{http_request_method=\"POST\",\
+        http_route=\"/api/v1/auth/login\",http_response_status_code=\"400\"}";
+    assert!(metrics.contains(expected), "{metrics}");
+}

@@ -1,0 +1,97 @@
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use bytes::Bytes;
+use http::StatusCode;
+use prost::Message as _;
+use proto::{auth::TokenPair, project::Api};
+use service_kit::Error;
+
+use super::{
+    client::{Answer, frame},
+    harness::{Reply, World, ok},
+};
+
+const LOGIN: &str = "/tollgate.auth.v1.AuthService/Login";
+const GET_API: &str = "/tollgate.project.v1.ApiService/GetApi";
+const CONNECT: &str = "/tollgate.gateway.v1.GatewayLink/Connect";
+
+/// Message frames and the trailer frame of a gRPC-Web body.
+fn split(body: Bytes) -> (Vec<Bytes>, String) {
+    let (mut rest, mut messages, mut trailers) = (body, Vec::new(), String::new());
+    while !rest.is_empty() {
+        let length = u32::from_be_bytes(rest[1..5].try_into().unwrap()) as usize;
+        let piece = rest.slice(5..5 + length);
+        assert!(trailers.is_empty(), "the trailer frame is the last");
+        match rest[0] {
+            0 => messages.push(piece),
+            0x80 => trailers = String::from_utf8(piece.to_vec()).unwrap(),
+            flag => panic!("flag {flag}"),
+        }
+        rest = rest.slice(5 + length..);
+    }
+    (messages, trailers)
+}
+
+fn text(answer: &Answer) -> Bytes {
+    // Each flush may be padded by itself.
+    let body = answer.body.chunks(4).flat_map(|chunk| STANDARD.decode(chunk).unwrap());
+    body.collect::<Vec<u8>>().into()
+}
+
+#[tokio::test]
+async fn binary_and_text_over_both_versions_of_http() {
+    let world = World::start(|_| ok(&TokenPair { access_token: "a".into(), ..TokenPair::default() })).await;
+    for h1 in [false, true] {
+        for kind in ["application/grpc-web+proto", "application/grpc-web", "application/grpc-web-text"] {
+            let is_text = kind.ends_with("text");
+            let ask = world.post(LOGIN).header("content-type", kind).header("accept", kind);
+            let ask = ask.header("x-grpc-web", "1").header("authorization", "Bearer x");
+            let ask = if h1 { ask.h1() } else { ask };
+            let body =
+                if is_text { STANDARD.encode(frame(b"\x0a\x01e")).into() } else { frame(b"\x0a\x01e") };
+            let answer = ask.send(body).await;
+            assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
+            assert!(answer.header("content-type").starts_with(kind.trim_end_matches("+proto")), "{answer:?}");
+            let (messages, trailers) = split(if is_text { text(&answer) } else { answer.body.clone() });
+            assert_eq!(TokenPair::decode(messages[0].clone()).unwrap().access_token, "a");
+            assert!(trailers.contains("grpc-status:0"), "{trailers:?}");
+            let call = world.calls().pop().unwrap();
+            assert_eq!((&call.message[..], call.header("authorization")), (&b"\x0a\x01e"[..], None));
+        }
+    }
+}
+
+#[tokio::test]
+async fn errors_of_service_and_edge_come_with_details() {
+    let world = World::start(|_| Reply::Fail(Error::field("name", "is required").into())).await;
+    let ask = || world.post(GET_API).header("content-type", "application/grpc-web+proto");
+    let bearer = world.bearer();
+    let answer = ask().header("authorization", &bearer).send(frame(b"")).await;
+    assert_eq!((answer.status, answer.grpc_status()), (StatusCode::OK, "3"), "{answer:?}");
+    assert!(!answer.header("grpc-status-details-bin").is_empty());
+    let answer = ask().send(frame(b"")).await;
+    assert_eq!((answer.status, answer.grpc_status()), (StatusCode::OK, "16"), "{answer:?}");
+    assert!(answer.header("content-type").starts_with("application/grpc-web"), "{answer:?}");
+    let answer = world.get(GET_API).header("content-type", "application/grpc-web").send("").await;
+    assert_eq!(answer.grpc_status(), "12");
+}
+
+#[tokio::test]
+async fn streams_of_the_service_come_through() {
+    let messages = vec![b"a".to_vec(), b"b".to_vec()];
+    let world =
+        World::start(move |_| Reply::Stream(messages.clone(), tonic::Status::aborted("enough"))).await;
+    let ask = world.post(CONNECT).header("content-type", "application/grpc-web").header("api-key", "k");
+    let answer = ask.h1().send(frame(b"")).await;
+    let (messages, trailers) = split(answer.body);
+    assert_eq!(messages, [&b"a"[..], b"b"]);
+    assert!(trailers.contains("grpc-status:10"), "{trailers:?}");
+}
+
+#[tokio::test]
+async fn garbage_does_not_hurt() {
+    let world = World::start(|_| ok(&Api::default())).await;
+    let ask = world.post(LOGIN).header("content-type", "application/grpc-web-text");
+    let answer = ask.send("!!! no base64 !!!").await;
+    assert_ne!(answer.grpc_status(), "0", "{answer:?}");
+    assert!(world.calls().is_empty());
+}

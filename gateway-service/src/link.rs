@@ -1,0 +1,12 @@
+//! The gateway link: connections, signs of life, delivery from the log.
+//!
+//! It carries frames and knows no transport: a skin gives it a stream of frames and takes one. It knows no
+//! type of event either. The log is the truth; whatever is kept here may be lost.
+
+mod connection;
+mod delivery;
+mod heartbeat;
+mod hub;
+mod outbound;
+
+pub(crate) use hub::{Hub, Parts};

@@ -1,0 +1,10 @@
+//! The gateway service as a process of its own.
+
+use std::process::ExitCode;
+
+use gateway_service::{DEFAULTS, NAME, start};
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    service_kit::config::main(NAME, DEFAULTS, start).await
+}

@@ -1,0 +1,155 @@
+//! Acknowledgements and what project-service hears of them.
+
+use proto::{
+    gateway::{DeploymentAck, Event, gateway_frame::Frame as From},
+    project::DeploymentStatus as Status,
+    time::Timestamp,
+};
+
+use crate::{
+    gateway::{TestGateway, ack_of, payload},
+    harness::{World, until, worlds},
+};
+
+/// What the reports of a deployment say, in order: status, action, reason.
+fn reports(world: &World, deployment: &str) -> Vec<(Status, String, String)> {
+    let status = |number: i32| Status::try_from(number).unwrap();
+    world.project.reported(deployment).into_iter().map(|(s, a, r)| (status(s), a, r)).collect()
+}
+
+fn said(status: Status, action: &str, reason: &str) -> (Status, String, String) {
+    (status, action.to_owned(), reason.to_owned())
+}
+
+fn deployment(event: &Event) -> String {
+    payload(event)["deploymentId"].as_str().unwrap().to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn success_and_failure_are_reported_once() {
+    for world in worlds().await {
+        let (gateway, token) = world.gateway("edge-1").await;
+        let api = world.ids.next();
+        let deploy = world.deploy(&gateway.id, &api);
+        let undeploy = world.event(&gateway.id, &api, &deploy.deployment_id, "api.undeployed");
+        let refused = world.deploy(&gateway.id, &world.ids.next());
+        world.append(vec![deploy.clone(), undeploy, refused.clone()]).await;
+        let mut link = TestGateway::connect(&world, &token.token).await;
+        let events = link.events(3).await;
+        link.ack(&events[0], None).await;
+        link.ack(&events[0], None).await;
+        link.ack(&events[1], None).await;
+        link.ack(&events[2], Some("GATEWAY_PROCESSING_ERROR")).await;
+        link.ack(&events[2], Some("GATEWAY_PROCESSING_ERROR")).await;
+        // Success after failure counts, failure after success does not.
+        link.ack(&events[2], None).await;
+        link.ack(&events[0], Some("DEPLOYMENT_ID_MISMATCH")).await;
+        let expected = [
+            said(Status::Delivered, "deploy", ""),
+            said(Status::Delivered, "undeploy", ""),
+            said(Status::Deployed, "deploy", ""),
+            said(Status::Undeployed, "undeploy", ""),
+        ];
+        until("everything is reported", async || {
+            reports(&world, &deploy.deployment_id).len() >= 4
+                && reports(&world, &refused.deployment_id).len() >= 3
+        })
+        .await;
+        link.only(&world, &gateway.id).await;
+        assert_eq!(reports(&world, &deploy.deployment_id), expected);
+        let expected = [
+            said(Status::Delivered, "deploy", ""),
+            said(Status::Failed, "deploy", "GATEWAY_PROCESSING_ERROR"),
+            said(Status::Deployed, "deploy", ""),
+        ];
+        assert_eq!(reports(&world, &refused.deployment_id), expected);
+        let reports = world.project.reports.lock().unwrap();
+        assert!(reports.iter().all(|report| report.gateway_id == gateway.id && report.reported_at.is_some()));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_makes_no_sense_changes_nothing_and_ends_nothing() {
+    for world in worlds().await {
+        let (gateway, token) = world.gateway("edge-1").await;
+        let (_, stranger) = world.gateway("edge-2").await;
+        world.append(vec![world.deploy(&gateway.id, &world.ids.next())]).await;
+        let mut link = TestGateway::connect(&world, &token.token).await;
+        let event = link.event().await;
+        let good = ack_of(&event, None);
+        let later = Timestamp::parse_rfc3339(&good.performed_at).unwrap().unix_ms() + 1;
+        let later = Timestamp::from_unix_ms(later).to_rfc3339().unwrap();
+        for nonsense in [
+            DeploymentAck::default(),
+            DeploymentAck { deployment_id: world.ids.next(), ..good.clone() },
+            DeploymentAck { deployment_id: "\0'".into(), ..good.clone() },
+            DeploymentAck { action: "undeploy".into(), ..good.clone() },
+            DeploymentAck { status: "perhaps".into(), ..good.clone() },
+            DeploymentAck { resource_type: "teapot".into(), ..good.clone() },
+            DeploymentAck { performed_at: "soon".into(), ..good.clone() },
+            DeploymentAck { performed_at: later, ..good.clone() },
+        ] {
+            link.send(From::DeploymentAck(nonsense)).await;
+        }
+        let other = TestGateway::connect(&world, &stranger.token).await;
+        other.send(From::DeploymentAck(good.clone())).await;
+        link.only(&world, &gateway.id).await;
+        let told = reports(&world, &deployment(&event));
+        assert!(told.iter().all(|report| report.0 == Status::Delivered), "{told:?}");
+        link.send(From::DeploymentAck(good)).await;
+        until("the link still works", async || reports(&world, &deployment(&event)).len() == 2).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_answer_to_an_earlier_sending_counts() {
+    for world in worlds().await {
+        let (gateway, token) = world.gateway("edge-1").await;
+        world.append(vec![world.deploy(&gateway.id, &world.ids.next())]).await;
+        let mut old = TestGateway::connect(&world, &token.token).await;
+        let first = old.event().await;
+        let mut new = TestGateway::connect(&world, &token.token).await;
+        let again = new.event().await;
+        assert!(crate::gateway::performed_at(&again) > crate::gateway::performed_at(&first));
+        old.ack(&first, None).await;
+        until("it is reported", async || reports(&world, &deployment(&first)).len() == 2).await;
+        drop((old, new));
+        let mut link = TestGateway::connect(&world, &token.token).await;
+        link.only(&world, &gateway.id).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_older_event_is_not_sent_again_over_a_newer_one_that_is_done() {
+    for world in worlds().await {
+        let (gateway, token) = world.gateway("edge-1").await;
+        let api = world.ids.next();
+        world.append((0..3).map(|_| world.deploy(&gateway.id, &api)).collect()).await;
+        let mut link = TestGateway::connect(&world, &token.token).await;
+        let events = link.events(3).await;
+        link.ack(&events[1], None).await;
+        until("it is reported", async || reports(&world, &deployment(&events[1])).len() == 2).await;
+        drop(link);
+        let mut link = TestGateway::connect(&world, &token.token).await;
+        assert_eq!(link.event().await.revision, events[2].revision, "the first would undo the second");
+        link.ack(&events[0], None).await;
+        until("a late success counts", async || reports(&world, &deployment(&events[0])).len() == 2).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reports_wait_for_a_project_service_that_is_down() {
+    for world in worlds().await {
+        let (gateway, token) = world.gateway("edge-1").await;
+        world.project.set_down(true);
+        world.append(vec![world.deploy(&gateway.id, &world.ids.next())]).await;
+        let mut link = TestGateway::connect(&world, &token.token).await;
+        let event = link.event().await;
+        link.ack(&event, None).await;
+        link.only(&world, &gateway.id).await;
+        assert!(reports(&world, &deployment(&event)).is_empty());
+        world.project.set_down(false);
+        until("they arrive", async || reports(&world, &deployment(&event)).len() == 2).await;
+        assert_eq!(reports(&world, &deployment(&event))[1].0, Status::Deployed);
+    }
+}

@@ -1,0 +1,20 @@
+//! The suite from the outside: real sockets, real clients, real gateways.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+#[path = "e2e/demo.rs"]
+mod demo;
+#[path = "e2e/edge.rs"]
+mod edge;
+#[path = "e2e/gateway_link.rs"]
+mod gateway_link;
+#[path = "e2e/native.rs"]
+mod native;
+#[path = "e2e/process.rs"]
+mod process;
+#[path = "e2e/project_flow.rs"]
+mod project_flow;
+#[path = "e2e/restart.rs"]
+mod restart;
+#[path = "e2e/signup.rs"]
+mod signup;
+mod support;
