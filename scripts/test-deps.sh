@@ -17,8 +17,9 @@ has_postgres() {
 packages=()
 has_postgres || packages+=(postgresql)
 command -v redis-server > /dev/null || packages+=(redis-server)
-# setpriv: PostgreSQL refuses to run as root.
+# setpriv, because PostgreSQL refuses to run as root; kill as a program and not only as a word of the shell.
 [ "$(id -u)" != 0 ] || command -v setpriv > /dev/null || packages+=(util-linux)
+type -P kill > /dev/null || packages+=(procps)
 [ ${#packages[@]} -gt 0 ] || exit 0
 
 as_root=()

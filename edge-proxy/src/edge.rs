@@ -72,6 +72,11 @@ pub(crate) struct Upstreams {
 
 impl Edge {
     pub(crate) fn new(config: Config, tasks: Tasks) -> anyhow::Result<Self> {
+        let link = &config.gateway_link;
+        anyhow::ensure!(
+            link.dead_seconds > link.ping_seconds,
+            "gateway_link.dead_seconds must be more than ping_seconds: gateways only answer pings"
+        );
         let identity = Identity::load(&config.tls, NAME)?;
         let upstreams = Upstreams {
             auth: Upstream::new(&identity, "auth-service", &config.upstreams.auth)?,

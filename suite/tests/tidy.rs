@@ -239,3 +239,49 @@ fn no_path_of_one_machine_is_in_the_tree() {
         .collect();
     assert_none("paths of a developer's machine", &found);
 }
+
+#[test]
+fn every_reason_is_explained() {
+    let explained = read(&root().join("docs/errors.md"));
+    let mut unknown = BTreeSet::new();
+    let mut known = 0;
+    for name in SERVICES.iter().chain(["service-kit"].iter()) {
+        for file in files(&root().join(name).join("src"), &[".rs"]) {
+            let code = code(&read(&file));
+            let calls = code.split("Error::new(").skip(1).chain(code.split("Refusal::http(").skip(1));
+            // `Kind::NotFound, "REASON", …`: what stands between the first quotes of the call.
+            for call in calls.filter_map(|call| call.split_once('"')) {
+                let reason = call.1.split('"').next().unwrap_or_default();
+                if call.0.contains(';') || reason.bytes().any(|b| b.is_ascii_lowercase() || b == b' ') {
+                    continue;
+                }
+                known += 1;
+                if !explained.contains(&format!("`{reason}`")) {
+                    unknown.insert(format!("{}: {reason}", relative(&file)));
+                }
+            }
+        }
+    }
+    assert!(known > 30, "reasons are no longer found");
+    assert_none("reasons that docs/errors.md does not explain", &unknown.into_iter().collect::<Vec<_>>());
+}
+
+#[test]
+fn the_layers_of_the_edge_are_listed_in_their_order() {
+    let stack = read(&root().join("edge-proxy/src/stack.rs"));
+    let built: Vec<&str> = stack
+        .lines()
+        .filter(|line| line.trim_start().starts_with(".layer_fn("))
+        .filter_map(|line| line.split("::wrap").next()?.rsplit(['(', ' ']).next())
+        .collect();
+    let document = read(&root().join("docs/edge-layers.md"));
+    let told: Vec<&str> = document
+        .lines()
+        .filter(|line| {
+            line.strip_prefix("| ").is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
+        })
+        .filter_map(|line| line.split('`').nth(1))
+        .collect();
+    assert!(built.len() > 5, "the layers are no longer found");
+    assert_eq!(told, built, "docs/edge-layers.md and edge-proxy/src/stack.rs");
+}

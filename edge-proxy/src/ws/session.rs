@@ -222,7 +222,7 @@ impl<S: Stream<Item = Result<PlatformFrame, Status>> + Unpin> Session<S> {
     }
 
     fn note(&mut self, why: NotUnderstood) {
-        let gateway = self.gateway_id();
+        let gateway = &self.link.connected.gateway_id;
         match why {
             NotUnderstood::UnknownType(kind) => tracing::debug!(gateway, kind, "a message is ignored"),
             NotUnderstood::Malformed(error) if self.warnings < WARNINGS => {

@@ -244,7 +244,6 @@ impl World {
         tokio::time::timeout(Duration::from_secs(5), enough).await.expect("the call is cancelled upstream");
     }
 
-    pub(crate) fn gateway_addr(&self) -> String { self.services[2].addr.to_string() }
     /// Ends the services, and leaves the edge.
     pub(crate) async fn stop_services(&mut self) {
         for service in self.services.drain(..) {

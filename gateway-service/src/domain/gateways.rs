@@ -102,7 +102,7 @@ impl Gateways {
         };
         if !self.store.insert(&gateway).await? {
             let message = "name is taken by another gateway of the organization";
-            return Err(Error::new(Kind::AlreadyExists, "NAME_TAKEN", message));
+            return Err(Error::new(Kind::AlreadyExists, "NAME_TAKEN", message).naming("name", "is taken"));
         }
         tracing::info!(gateway = gateway.id, organization = gateway.organization_id, "gateway registered");
         Ok(gateway)

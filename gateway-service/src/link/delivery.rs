@@ -48,8 +48,9 @@ pub(super) async fn run(hub: Hub, lane: Arc<Lane>) {
 
 /// Sends one batch to the connections that can take it. Says whether there may be more.
 async fn round(hub: &Hub, lane: &Lane) -> Result<bool> {
+    let links = lane.links();
     let ready: Vec<Arc<Link>> =
-        lane.links().into_iter().filter(|link| !link.is_gone() && has_room(link)).collect();
+        links.iter().filter(|link| !link.is_gone() && has_room(link)).cloned().collect();
     let Some(from) = ready.iter().map(|link| link.cursor()).min() else { return Ok(false) };
     let room = ready.iter().filter(|link| link.cursor() == from).map(|link| link.capacity()).max();
     let most = room.unwrap_or(0).clamp(1, BATCH);
@@ -57,6 +58,11 @@ async fn round(hub: &Hub, lane: &Lane) -> Result<bool> {
     let (Some(last), count) = (open.last().map(|event| event.revision), open.len()) else {
         return Ok(false);
     };
+    // An event may be younger than a connection that came while the log was read: it is for both.
+    let now_there = lane.links();
+    if now_there.len() != links.len() || !now_there.iter().zip(&links).all(|(a, b)| Arc::ptr_eq(a, b)) {
+        return Ok(true);
+    }
     let stamp = |event| Stamp { event, correlation_id: hub.ids().next(), report_id: hub.ids().next() };
     let now = hub.clock().now_ms();
     let sendings = hub.events().stamp(&lane.gateway_id, open.into_iter().map(stamp).collect(), now).await?;

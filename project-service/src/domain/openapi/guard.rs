@@ -205,14 +205,15 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(ProptestConfig::default().cases.max(1_000)))]
 
         /// The guard must follow the reader into every trick of its scanner. `?` is left out: the reader
-        /// loses the bracket behind one, but only after its scanner, where the cost is, has seen it.
+        /// loses the bracket behind one, but only after its scanner, where the cost is, has seen it; and
+        /// `*`, because an alias within its own anchor has no end without any bracket.
         #[test]
         fn what_the_reader_finds_deep_the_guard_refuses(
             parts in proptest::collection::vec(
                 proptest::sample::select(vec![
                     "[", "[", "[", "{", "{", "]", "}", ",", ", ", ":", ": ", " ", " ", "\n", "\t",
                     "'", "''", "\"", "\\", "\\\"", "#", " #", "a", "b c", "-", "- ", "!", "!t ", "!<x> ", "&a ",
-                    "*a", "|", ">", "%", "\u{85}", "\u{2028}", "\u{a0}", "---", "...", "é",
+                    "|", ">", "%", "\u{85}", "\u{2028}", "\u{a0}", "---", "...", "é",
                 ]),
                 1..9,
             ),
@@ -236,6 +237,7 @@ mod tests {
             format!("b: {}", deep("[']', ")),
             format!("b: {}", deep("[it's, 'a]', ")),
             format!("b: {}", deep("[ # ]\n ")),
+            format!("b: {}", deep("[ # \u{a0}]\n ")),
             format!("b: {}", deep("[ !<]> x, ")),
             format!("b: {}", deep("[ !t' x, ")),
             format!("b: {}", deep("[\"\\\"]\", ")),
