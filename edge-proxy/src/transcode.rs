@@ -12,7 +12,7 @@ use bytes::Bytes;
 use http::{HeaderValue, Method, Version, header, request::Parts};
 use http_body_util::Full;
 use hyper::body::Incoming;
-use proto::{HttpBinding, MethodPolicy};
+use proto::{Access, HttpBinding, MethodPolicy};
 use service_kit::Error;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -118,7 +118,14 @@ pub(crate) async fn serve(
     };
     // The deadline is the edge's: dropping the call cancels it upstream, as does a client that leaves.
     let message = tokio::time::timeout_at(deadline, answer).await.map_err(|_| rescue::late())??;
-    Ok(route.answer.reply(message, &policy.location)?)
+    let mut reply = route.answer.reply(message, &policy.location)?;
+    if policy.access == Access::Public && policy.cache_max_age_s > 0 {
+        let rule = format!("public, max-age={}", policy.cache_max_age_s);
+        reply
+            .headers_mut()
+            .insert(header::CACHE_CONTROL, HeaderValue::try_from(rule).map_err(Error::internal)?);
+    }
+    Ok(reply)
 }
 
 /// The gRPC request. Of the client's headers only its credential travels on.

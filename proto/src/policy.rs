@@ -43,6 +43,8 @@ pub struct MethodPolicy {
     pub max_request_bytes: usize,
     /// The `Location` of what was created; empty when the method creates nothing.
     pub location: String,
+    /// For how long anybody may keep the answer, in seconds; 0 for not at all. Only of PUBLIC methods.
+    pub cache_max_age_s: u32,
     /// May be sent again after any failure, cached, sent as GET.
     pub no_side_effects: bool,
     /// May be sent again after any failure.
@@ -127,6 +129,7 @@ impl MethodPolicy {
                 bytes => usize::try_from(bytes).unwrap_or(usize::MAX),
             },
             location: policy.location,
+            cache_max_age_s: policy.cache_max_age_s,
             no_side_effects: level == 1,
             idempotent: level == 1 || level == 2,
             http: rule.map(bindings).unwrap_or_default(),

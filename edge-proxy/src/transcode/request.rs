@@ -138,8 +138,9 @@ fn explain(body: &[u8], error: JsonError, wrapper: &str) -> Error {
     // The position is that in the wrapped text, and the path says more.
     let message = error.message.split(" at line ").next().unwrap_or_default();
     let mut path = unwrap(&error.path, wrapper);
-    // The codec stops before an unknown field: its name belongs to the path.
-    if let Some(name) = message.strip_prefix("unknown field `").and_then(|rest| rest.split('`').next())
+    // The codec stops before an unknown or a second field: its name belongs to the path.
+    let named = |words| message.strip_prefix(words).and_then(|rest: &str| rest.split('`').next());
+    if let Some(name) = named("unknown field `").or_else(|| named("duplicate field `"))
         && path.rsplit('.').next() != Some(name)
     {
         path = if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };

@@ -314,6 +314,8 @@ async fn credentials_cannot_be_tried_without_end() {
     // A forged address is no other address.
     let ask = world.post("/api/v1/auth/login").header("x-forwarded-for", "192.0.2.1");
     assert_eq!(ask.json("{}").await.status, StatusCode::TOO_MANY_REQUESTS);
-    assert_eq!(world.get("/.well-known/jwks.json").send("").await.status, StatusCode::OK);
+    let keys = world.get("/.well-known/jwks.json").send("").await;
+    assert_eq!(keys.status, StatusCode::OK);
+    assert_eq!(keys.header("cache-control"), "public, max-age=300");
     assert_eq!(world.calls().len(), 2);
 }

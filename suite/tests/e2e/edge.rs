@@ -76,7 +76,7 @@ fn bodies(account: &Account) -> Vec<Garbage> {
         garbage("text after the object", M::POST, organizations, "{} x", &[400], ""),
         garbage("an unknown field", M::POST, organizations, r#"{"hadnle":"abc"}"#, &[400], "hadnle"),
         garbage("a wrong type", M::POST, organizations, r#"{"handle":7,"name":"x"}"#, &[400], "handle"),
-        garbage("a field twice", M::POST, organizations, r#"{"name":"a","name":"b"}"#, &[400], "body"),
+        garbage("a field twice", M::POST, organizations, r#"{"name":"a","name":"b"}"#, &[400], "name"),
         garbage("a missing field", M::POST, organizations, r#"{"handle":"abc-def"}"#, &[400], "name"),
         garbage("invalid UTF-8", M::POST, organizations, invalid, &[400], ""),
         garbage("too deep", M::POST, organizations, deep, &[400], ""),

@@ -130,7 +130,8 @@ impl Apis {
     }
 
     /// APIs by name and version: of one project, or of all that the caller may see when `project_id` is
-    /// empty.
+    /// empty. Without backend services and operations: a hundred large APIs would make an answer of
+    /// a hundred megabytes.
     pub async fn list(
         &self,
         caller: &AuthContext,
@@ -141,7 +142,12 @@ impl Apis {
             self.projects.authorized(caller, project_id, Permission::ApisRead).await?;
         }
         let roles = Permission::ApisRead.roles();
-        self.store.list_apis(caller.user_id(), &roles, project_id, page).await
+        let mut listed = self.store.list_apis(caller.user_id(), &roles, project_id, page).await?;
+        for stored in &mut listed.list {
+            stored.api.backend_services = Vec::new();
+            stored.api.operations = Vec::new();
+        }
+        Ok(listed)
     }
 
     /// An API in whose organization the caller holds `permission`.
