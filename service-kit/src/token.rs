@@ -4,7 +4,11 @@
 //! and `aud` are one string each; it lives at most 15 minutes. A token that verified once is remembered
 //! until it expires.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
@@ -27,6 +31,8 @@ pub const LEEWAY: i64 = 5;
 const MAX_LENGTH: usize = 8 * 1024;
 /// How often an unknown `kid` may cause the key set to be fetched.
 const REFETCH_MS: i64 = 30_000;
+/// How long to leave a source alone that did not answer.
+const RETRY_MS: i64 = 1_000;
 
 /// The `[token]` section: what access tokens must say.
 #[derive(Debug, Clone, Deserialize)]
@@ -98,7 +104,7 @@ impl KeySource for RemoteKeys {
         match self.0.clone().get_jwks(GetJwksRequest {}).await {
             Ok(answer) => Ok(answer.into_inner()),
             // Whatever the reason: without keys nothing can be proven, which is no proof of a bad token.
-            Err(status) => Err(Error::unavailable("access tokens cannot be checked right now", status)),
+            Err(status) => Err(unreachable(status)),
         }
     }
 }
@@ -111,14 +117,17 @@ struct Inner {
     config: TokenConfig,
     clock: Clock,
     source: Arc<dyn KeySource>,
-    keys: Mutex<Keys>,
+    keys: RwLock<Vec<(String, Arc<DecodingKey>)>>,
+    fetches: Mutex<Fetches>,
     verified: moka::sync::Cache<Arc<str>, Arc<Claims>>,
 }
 
+/// When the key set was last asked for. Locked while it is: a burst of unknown keys asks once, and
+/// tokens of known keys do not wait.
 #[derive(Default)]
-struct Keys {
-    known: Vec<(String, Arc<DecodingKey>)>,
-    fetched_at: Option<i64>,
+struct Fetches {
+    succeeded_at: Option<i64>,
+    failed_at: Option<i64>,
 }
 
 impl fmt::Debug for Inner {
@@ -134,7 +143,14 @@ impl Verifier {
             .max_capacity(20_000)
             .time_to_live(Duration::from_secs(MAX_LIFETIME.unsigned_abs()))
             .build();
-        Self(Arc::new(Inner { config, clock, source, keys: Mutex::default(), verified }))
+        Self(Arc::new(Inner {
+            config,
+            clock,
+            source,
+            keys: RwLock::default(),
+            fetches: Mutex::default(),
+            verified,
+        }))
     }
 
     /// The claims of a good token. UNAUTHENTICATED when it is not one; UNAVAILABLE when the keys
@@ -168,19 +184,37 @@ impl Verifier {
     }
 
     async fn key(&self, kid: &str) -> Result<Arc<DecodingKey>> {
-        let mut keys = self.0.keys.lock().await;
-        if let Some(key) = keys.find(kid) {
+        if let Some(key) = self.known(kid) {
+            return Ok(key);
+        }
+        let mut fetches = self.0.fetches.lock().await;
+        if let Some(key) = self.known(kid) {
             return Ok(key);
         }
         let now = self.0.clock.now_ms();
-        if keys.fetched_at.is_some_and(|at| now - at < REFETCH_MS) {
+        if fetches.succeeded_at.is_some_and(|at| now - at < REFETCH_MS) {
             return Err(invalid("its key is unknown"));
         }
-        // The lock is held across the call: a burst of unknown tokens asks once.
-        let jwks = self.0.source.jwks().await?;
-        keys.fetched_at = Some(now);
-        keys.known = jwks.keys.iter().filter_map(decoding_key).collect();
-        keys.find(kid).ok_or_else(|| invalid("its key is unknown"))
+        if fetches.failed_at.is_some_and(|at| now - at < RETRY_MS) {
+            return Err(unreachable(anyhow::anyhow!("the key set could not be had a moment ago")));
+        }
+        match self.0.source.jwks().await {
+            Ok(jwks) => {
+                fetches.succeeded_at = Some(now);
+                let keys = jwks.keys.iter().filter_map(decoding_key).collect();
+                *self.0.keys.write().unwrap_or_else(PoisonError::into_inner) = keys;
+                self.known(kid).ok_or_else(|| invalid("its key is unknown"))
+            }
+            Err(error) => {
+                fetches.failed_at = Some(self.0.clock.now_ms());
+                Err(error)
+            }
+        }
+    }
+
+    fn known(&self, kid: &str) -> Option<Arc<DecodingKey>> {
+        let keys = self.0.keys.read().unwrap_or_else(PoisonError::into_inner);
+        keys.iter().find(|(known, _)| known == kid).map(|(_, key)| key.clone())
     }
 
     #[allow(clippy::disallowed_methods, reason = "the verifier is where decoding is allowed")]
@@ -211,12 +245,6 @@ impl Verifier {
     }
 }
 
-impl Keys {
-    fn find(&self, kid: &str) -> Option<Arc<DecodingKey>> {
-        self.known.iter().find(|(known, _)| known == kid).map(|(_, key)| key.clone())
-    }
-}
-
 fn decoding_key(jwk: &Jwk) -> Option<(String, Arc<DecodingKey>)> {
     let key = DecodingKey::from_ec_components(&jwk.x, &jwk.y).ok()?;
     (jwk.alg == "ES256").then(|| (jwk.kid.clone(), Arc::new(key)))
@@ -224,6 +252,10 @@ fn decoding_key(jwk: &Jwk) -> Option<(String, Arc<DecodingKey>)> {
 
 fn invalid(why: &str) -> Error {
     Error::new(crate::Kind::Unauthenticated, "INVALID_TOKEN", format!("the access token is not valid: {why}"))
+}
+
+fn unreachable(cause: impl Into<anyhow::Error>) -> Error {
+    Error::unavailable("access tokens cannot be checked right now", cause)
 }
 
 fn expired() -> Error {

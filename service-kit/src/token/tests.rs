@@ -1,4 +1,7 @@
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, AtomicU32, Ordering},
+};
 
 use async_trait::async_trait;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _};
@@ -148,4 +151,50 @@ async fn every_deviation_is_refused() {
     for token in [&other, truncated, &format!("{good}."), &format!("{good}.x"), "", "a.b.c", "....", &long] {
         assert!(verifier.verify(token).await.is_err(), "{token}");
     }
+}
+
+/// Answers as told, and counts.
+#[derive(Debug)]
+struct Moody {
+    jwks: Jwks,
+    up: AtomicBool,
+    asked: AtomicU32,
+}
+
+#[async_trait]
+impl KeySource for Moody {
+    async fn jwks(&self) -> Result<Jwks> {
+        self.asked.fetch_add(1, Ordering::SeqCst);
+        if self.up.load(Ordering::SeqCst) {
+            Ok(self.jwks.clone())
+        } else {
+            Err(super::unreachable(anyhow::anyhow!("test")))
+        }
+    }
+}
+
+#[tokio::test]
+async fn doubt_is_no_proof_and_unknown_keys_ask_rarely() {
+    let (signer, clock) = (Signer::new(), Clock::fixed(NOW * 1_000));
+    let source =
+        Arc::new(Moody { jwks: signer.jwks(), up: AtomicBool::new(false), asked: AtomicU32::new(0) });
+    let config = TokenConfig { issuer: "https://tollgate.test".into(), audience: "tollgate".into() };
+    let verifier = Verifier::new(config, source.clone(), clock.clone());
+    let good = signer.sign(&header(), &claims());
+    let stranger = signer.sign(&with(header(), "kid", json!("k2")), &claims());
+
+    for _ in 0..5 {
+        assert_eq!(verifier.verify(&good).await.unwrap_err().kind(), Kind::Unavailable);
+    }
+    assert_eq!(source.asked.load(Ordering::SeqCst), 1, "a source that is down is left alone for a second");
+    source.up.store(true, Ordering::SeqCst);
+    clock.advance_ms(1_000);
+    assert!(verifier.verify(&good).await.is_ok());
+    for _ in 0..5 {
+        assert_eq!(verifier.verify(&stranger).await.unwrap_err().reason(), "INVALID_TOKEN");
+    }
+    assert_eq!(source.asked.load(Ordering::SeqCst), 2);
+    clock.advance_ms(30_000);
+    assert!(verifier.verify(&stranger).await.is_err());
+    assert_eq!(source.asked.load(Ordering::SeqCst), 3);
 }
