@@ -1,6 +1,7 @@
 //! Bodies under a bound: of bytes, of time. Nothing is read without one.
 
 use std::{
+    future::Future as _,
     pin::Pin,
     task::{Context, Poll, ready},
 };
@@ -44,11 +45,7 @@ async fn gather(mut body: Incoming, limit: usize) -> Result<Bytes, Refusal> {
     let mut gathered = BytesMut::new();
     let mut first = None;
     while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| {
-            Refusal::from(
-                Error::new(Kind::Cancelled, "BODY_ABORTED", "the body ended early").caused_by(error),
-            )
-        })?;
+        let frame = frame.map_err(aborted)?;
         let Ok(data) = frame.into_data() else { continue };
         let before = gathered.len() + first.as_ref().map_or(0, Bytes::len);
         if before + data.len() > limit {
@@ -67,6 +64,18 @@ async fn gather(mut body: Incoming, limit: usize) -> Result<Bytes, Refusal> {
     Ok(first.unwrap_or_else(|| gathered.freeze()))
 }
 
+/// What broke the HTTP of its body off is told so: it is still there. Who left hears nothing anyway.
+fn aborted(error: hyper::Error) -> Refusal {
+    use std::{error::Error as _, io};
+    let io = error.source().and_then(|source| source.downcast_ref::<io::Error>());
+    match io.map(io::Error::kind) {
+        Some(io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData) => {
+            Refusal::http(StatusCode::BAD_REQUEST, "MALFORMED_BODY", "the body breaks the rules of HTTP/1.1")
+        }
+        _ => Error::new(Kind::Cancelled, "BODY_ABORTED", "the body ended early").caused_by(error).into(),
+    }
+}
+
 /// The body is larger than its method takes.
 pub(crate) fn too_large(limit: usize) -> Refusal {
     Refusal::http(
@@ -76,18 +85,48 @@ pub(crate) fn too_large(limit: usize) -> Refusal {
     )
 }
 
-/// A request body that is passed on while it is counted. Too much ends the call by the channel.
+/// A request body that is passed on while it is counted. Too much, and what cannot be read, end the call
+/// by the channel.
 pub(crate) struct Counted {
     inner: Body,
     rest: usize,
-    too_much: Option<oneshot::Sender<()>>,
+    refused: Option<oneshot::Sender<Refused>>,
+    answer: Option<oneshot::Receiver<Alive>>,
 }
+
+/// Why a request body is not passed on to its end.
+#[derive(Debug)]
+pub(crate) enum Refused {
+    /// More bytes than the limit.
+    TooLarge,
+    /// It cannot be read: broken off, or no base64 where gRPC-Web promised some.
+    Unreadable,
+}
+
+/// Nothing is ever sent: what counts is that the sender is there.
+#[derive(Debug)]
+pub(crate) enum Alive {}
 
 impl Counted {
     /// At most `limit` bytes; the receiver hears of more.
-    pub(crate) fn new(inner: Body, limit: usize) -> (Self, oneshot::Receiver<()>) {
+    pub(crate) fn new(inner: Body, limit: usize) -> (Self, oneshot::Receiver<Refused>) {
         let (sender, receiver) = oneshot::channel();
-        (Self { inner, rest: limit, too_much: Some(sender) }, receiver)
+        (Self { inner, rest: limit, refused: Some(sender), answer: None }, receiver)
+    }
+
+    fn refuse(&mut self, why: Refused) {
+        if let Some(sender) = self.refused.take() {
+            // Nobody listens when the call is over already.
+            let _ = sender.send(why);
+        }
+    }
+
+    /// Ends together with the answer, whose [`Guarded`] keeps the sender. A client that goes on sending
+    /// would otherwise keep the stream, and with it the connection, open after its end.
+    pub(crate) fn end_with_answer(&mut self) -> oneshot::Sender<Alive> {
+        let (sender, receiver) = oneshot::channel();
+        self.answer = Some(receiver);
+        sender
     }
 }
 
@@ -100,7 +139,15 @@ impl http_body::Body for Counted {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let this = &mut *self;
+        if this.answer.as_mut().is_some_and(|answer| Pin::new(answer).poll(cx).is_ready()) {
+            this.answer = None;
+            this.inner = Body::empty();
+            return Poll::Ready(Some(Err(Status::cancelled("the call is over"))));
+        }
         let frame = ready!(Pin::new(&mut this.inner).poll_frame(cx));
+        if let Some(Err(_)) = &frame {
+            this.refuse(Refused::Unreadable);
+        }
         let bytes = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref()).map_or(0, Bytes::len);
         match this.rest.checked_sub(bytes) {
             Some(rest) => {
@@ -108,10 +155,7 @@ impl http_body::Body for Counted {
                 Poll::Ready(frame)
             }
             None => {
-                if let Some(sender) = this.too_much.take() {
-                    // Nobody listens when the call is over already.
-                    let _ = sender.send(());
-                }
+                this.refuse(Refused::TooLarge);
                 Poll::Ready(Some(Err(Status::resource_exhausted("the request is too large"))))
             }
         }
@@ -133,6 +177,7 @@ pub(crate) struct Guarded {
     inner: Body,
     deadline: Option<Pin<Box<Sleep>>>,
     stop: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
+    alive: Option<oneshot::Sender<Alive>>,
     ended: bool,
 }
 
@@ -143,11 +188,18 @@ impl Guarded {
         stop: Option<WaitForCancellationFutureOwned>,
     ) -> Self {
         let deadline = deadline.map(|deadline| Box::pin(tokio::time::sleep_until(deadline)));
-        Self { inner, deadline, stop: stop.map(Box::pin), ended: false }
+        Self { inner, deadline, stop: stop.map(Box::pin), alive: None, ended: false }
+    }
+
+    /// Keeps the request's body going for as long as this one does.
+    pub(crate) fn keeping(mut self, alive: Option<oneshot::Sender<Alive>>) -> Self {
+        self.alive = alive;
+        self
     }
 
     fn end(&mut self, error: Error) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         self.ended = true;
+        self.alive = None;
         // Dropping the rest of the answer cancels the call.
         self.inner = Body::empty();
         let mut trailers = HeaderMap::new();
@@ -173,11 +225,15 @@ impl http_body::Body for Guarded {
         match Pin::new(&mut this.inner).poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {
                 this.ended = frame.is_trailers();
+                if this.ended {
+                    this.alive = None;
+                }
                 Poll::Ready(Some(Ok(frame)))
             }
             Poll::Ready(Some(Err(status))) => this.end(broken(status)),
             Poll::Ready(None) => {
                 this.ended = true;
+                this.alive = None;
                 Poll::Ready(None)
             }
             Poll::Pending => {

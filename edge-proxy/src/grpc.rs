@@ -8,7 +8,7 @@ use tower::ServiceExt as _;
 
 use crate::{
     Body, Client, Edge, access,
-    body::{Counted, Guarded, too_large},
+    body::{Counted, Guarded, Refused, too_large},
     layers::{Request, Response, trace::Noted},
     rescue::{self, Refusal},
 };
@@ -53,8 +53,7 @@ pub(crate) async fn serve(edge: &Edge, request: http::Request<Body>) -> Result<R
     check_content_type(request.headers())?;
     let path = request.uri().path();
     if is_local(path) {
-        let routes = edge.local.clone();
-        return Ok(routes.oneshot(request).await.unwrap_or_else(|never| match never {}));
+        return Ok(local(edge, request).await);
     }
     let policy = Contract::get().method(path).ok_or_else(access::unknown_method)?;
     let mut response = pass(edge, policy, request).await.map_err(|refusal| refusal.at(&policy.path))?;
@@ -65,6 +64,19 @@ pub(crate) async fn serve(edge: &Edge, request: http::Request<Body>) -> Result<R
 /// Health and reflection are the edge's own.
 fn is_local(path: &str) -> bool {
     path.starts_with("/grpc.health.v1.") || path.starts_with("/grpc.reflection.")
+}
+
+/// What the edge answers itself ends with the edge too: reflection and `Watch` are streams.
+async fn local(edge: &Edge, request: http::Request<Body>) -> Response {
+    let mut alive = None;
+    let request = request.map(|body| {
+        let (mut body, _) = Counted::new(body, usize::MAX);
+        alive = Some(body.end_with_answer());
+        Body::new(body)
+    });
+    let response = edge.local.clone().oneshot(request).await.unwrap_or_else(|never| match never {});
+    let stop = Some(edge.tasks.stopping().cancelled_owned());
+    response.map(|body| Body::new(Guarded::new(body, None, stop).keeping(alive)))
 }
 
 /// Messages are protobuf here.
@@ -100,7 +112,8 @@ async fn pass(
 
     let streaming = policy.descriptor.is_client_streaming();
     let bytes = if streaming { usize::MAX } else { policy.max_request_bytes.saturating_add(5) };
-    let (body, too_much) = Counted::new(body, bytes);
+    let (mut body, refused) = Counted::new(body, bytes);
+    let alive = streaming.then(|| body.end_with_answer());
     let mut request = http::Request::new(Body::new(body));
     *request.method_mut() = Method::POST;
     *request.version_mut() = Version::HTTP_2;
@@ -110,7 +123,10 @@ async fn pass(
     let call = async {
         tokio::select! {
             biased;
-            Ok(()) = too_much => Err(too_large(policy.max_request_bytes)),
+            Ok(why) = refused => Err(match why {
+                Refused::TooLarge => too_large(policy.max_request_bytes),
+                Refused::Unreadable => unreadable().into(),
+            }),
             answer = upstream.oneshot(request) => {
                 answer.map_err(|error| Error::unavailable("the service does not answer", error).into())
             }
@@ -124,7 +140,12 @@ async fn pass(
     };
     let streams = streaming || policy.descriptor.is_server_streaming();
     let stop = streams.then(|| edge.tasks.stopping().cancelled_owned());
-    Ok(response.map(|body| Body::new(Guarded::new(body, deadline, stop))))
+    Ok(response.map(|body| Body::new(Guarded::new(body, deadline, stop).keeping(alive))))
+}
+
+/// The service has not seen the whole message, and its silence is no fault of its own.
+fn unreadable() -> Error {
+    Error::new(Kind::InvalidArgument, "MALFORMED_BODY", "the body of the request cannot be read")
 }
 
 /// The client's deadline, at most that of the policy.

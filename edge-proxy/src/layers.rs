@@ -1,5 +1,6 @@
 //! The middlewares of the edge, one a file. `stack` has their order; none of them writes an error's reply.
 
+pub(crate) mod authority;
 pub(crate) mod compression;
 pub(crate) mod cors;
 pub(crate) mod identity;

@@ -4,6 +4,8 @@
 //! `{code, message, description}`, gRPC and gRPC-Web answer a status without a body. What an operator
 //! should know goes to the log, never into a reply.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, StatusCode, header};
 use http_body_util::Full;
@@ -104,7 +106,7 @@ struct Problem<'a> {
     kind: &'static str,
     title: &'a str,
     status: u16,
-    detail: &'a str,
+    detail: Cow<'a, str>,
     instance: &'a str,
     code: &'static str,
     reason: &'a str,
@@ -116,8 +118,8 @@ struct Problem<'a> {
 
 #[derive(Serialize)]
 struct Violation<'a> {
-    field: &'a str,
-    message: &'a str,
+    field: Cow<'a, str>,
+    message: Cow<'a, str>,
 }
 
 /// What the seeds' gateway controllers read.
@@ -125,7 +127,7 @@ struct Violation<'a> {
 struct Internal<'a> {
     code: u16,
     message: &'a str,
-    description: &'a str,
+    description: Cow<'a, str>,
 }
 
 fn rest(path: &str, error: Error, status: Option<StatusCode>) -> Response {
@@ -137,7 +139,7 @@ fn rest(path: &str, error: Error, status: Option<StatusCode>) -> Response {
     let title = status.canonical_reason().unwrap_or("Client Closed Request");
     let internal = path.starts_with("/api/internal/v1");
     let (text, content_type) = if internal {
-        let body = Internal { code: status.as_u16(), message: title, description: error.message() };
+        let body = Internal { code: status.as_u16(), message: title, description: bounded(error.message()) };
         (serde_json::to_vec(&body), "application/json")
     } else {
         (serde_json::to_vec(&problem(path, &error, status, title)), "application/problem+json")
@@ -158,17 +160,27 @@ fn rest(path: &str, error: Error, status: Option<StatusCode>) -> Response {
 }
 
 fn problem<'a>(path: &'a str, error: &'a Error, status: StatusCode, title: &'a str) -> Problem<'a> {
-    let violation = |v: &'a FieldViolation| Violation { field: &v.field, message: &v.message };
+    let violation =
+        |v: &'a FieldViolation| Violation { field: bounded(&v.field), message: bounded(&v.message) };
     Problem {
         kind: "about:blank",
         title,
         status: status.as_u16(),
-        detail: error.message(),
+        detail: bounded(error.message()),
         instance: path,
         code: error.kind().name(),
         reason: error.reason(),
         errors: error.violations().iter().map(violation).collect(),
         trace_id: service_kit::telemetry::trace_id(),
+    }
+}
+
+/// Names of fields are the caller's own words: a long one is not echoed whole, and not four times.
+fn bounded(text: &str) -> Cow<'_, str> {
+    const MOST: usize = 500;
+    match text.char_indices().nth(MOST) {
+        Some((end, _)) => Cow::Owned(format!("{}…", &text[..end])),
+        None => Cow::Borrowed(text),
     }
 }
 

@@ -8,8 +8,8 @@ use tower::{ServiceBuilder, service_fn};
 use crate::{
     Edge,
     layers::{
-        Next, Request, compression, cors, identity, limits, paths, request_id, rescue, security_headers,
-        trace,
+        Next, Request, authority, compression, cors, identity, limits, paths, request_id, rescue,
+        security_headers, trace,
     },
     routes,
 };
@@ -36,6 +36,8 @@ pub(crate) fn stack(edge: &Arc<Edge>) -> anyhow::Result<impl Next<Infallible> + 
         .layer_fn(rescue::wrap)
         // Bounds first: what follows reads the path and the headers.
         .layer_fn(limits::wrap)
+        // One host, so that nothing in front can have read another.
+        .layer_fn(authority::wrap)
         // One reading of a path, before anything decides by it.
         .layer_fn(paths::wrap)
         // Nobody below sees what a client claims about itself.

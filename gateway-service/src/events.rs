@@ -10,7 +10,7 @@ pub(crate) const MAX_PAYLOAD: usize = 1024 * 1024;
 pub(crate) struct EventType {
     /// The name on the wire.
     pub(crate) name: &'static str,
-    /// How gateways acknowledge it; `None`: it is done once it was sent.
+    /// How gateways acknowledge it; `None`: it is done once a connection has outlived its sending.
     pub(crate) answer: Option<Answer>,
 }
 

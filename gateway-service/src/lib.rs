@@ -103,7 +103,7 @@ impl Service {
             events: stores.events.clone(),
             tokens: stores.tokens.clone(),
             acks: Acks { store: stores.events.clone(), reports: reports.clone(), clock: clock.clone() },
-            reports,
+            reports: reports.clone(),
             clock: clock.clone(),
             ids: ids.clone(),
             tasks,
@@ -113,6 +113,7 @@ impl Service {
             store: stores.gateways.clone(),
             access: Access::new(project.clone()),
             hub: hub.clone(),
+            reports,
             clock: clock.clone(),
             ids: ids.clone(),
         };

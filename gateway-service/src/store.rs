@@ -35,8 +35,9 @@ pub(crate) trait GatewayStore: fmt::Debug + Send + Sync + 'static {
     async fn update(&self, id: &str, details: &Details, now: i64) -> Result<Option<Gateway>>;
     /// Keeps a manifest and the version in it.
     async fn put_manifest(&self, id: &str, version: &str, manifest: &str) -> Result<()>;
-    /// Deletes a gateway with everything of it; false when there is none.
-    async fn delete(&self, id: &str) -> Result<bool>;
+    /// Deletes a gateway with everything of it, and reports its deployments as gone; false when there is
+    /// none.
+    async fn delete(&self, id: &str, now: i64) -> Result<bool>;
 }
 
 /// Tokens of gateways.
@@ -66,7 +67,7 @@ pub(crate) trait EventStore: fmt::Debug + Send + Sync + 'static {
     /// Notes that these events are now sent, and reports first sendings. What was acknowledged in the
     /// meantime is left out of the answer.
     async fn stamp(&self, gateway_id: &str, events: Vec<Stamp>, now: i64) -> Result<Vec<Sending>>;
-    /// Events that no gateway acknowledges are done.
+    /// These events, which no gateway acknowledges, are done.
     async fn complete(&self, gateway_id: &str, revisions: &[i64], now: i64) -> Result<()>;
     /// Applies an acknowledgement and reports it.
     async fn acknowledge(&self, gateway_id: &str, ack: &Ack, now: i64) -> Result<Verdict>;

@@ -54,11 +54,29 @@ fn from_json<T: Message + DeserializeOwned>(text: &[u8]) -> Result<Vec<u8>, Json
         let path = error.path().to_string();
         JsonError {
             path: if path == "." { String::new() } else { path },
-            message: error.into_inner().to_string(),
+            message: plainly(&error.into_inner().to_string()),
         }
     })?;
     json.end().map_err(|error| JsonError { path: String::new(), message: error.to_string() })?;
     Ok(message.encode_to_vec())
+}
+
+/// serde's words for people, without what it found: `invalid type: string "hunter2", expected a map` may
+/// show a secret, and messages go into answers and logs.
+fn plainly(message: &str) -> String {
+    // The generated code reads numbers as "text or number", and says this when a number does not fit.
+    if message.starts_with("data did not match any variant of untagged enum") {
+        return "expected a number in the field's range".to_owned();
+    }
+    let cut = || {
+        let head =
+            ["invalid type: ", "invalid value: "].into_iter().find(|head| message.starts_with(head))?;
+        let (found, expected) = message[head.len()..].rsplit_once(", expected ")?;
+        let kind = found.split(['"', '`']).next().unwrap_or_default().trim_end();
+        Some(format!("{head}{kind}, expected {expected}"))
+    };
+    // Of an enum the generated code says "expected" itself.
+    cut().unwrap_or_else(|| message.to_owned()).replace("expected expected", "expected")
 }
 
 fn to_json<T: Message + Default + Serialize>(bytes: Bytes) -> Result<Vec<u8>, JsonError> {
@@ -97,5 +115,32 @@ mod tests {
         assert!(error.message.contains("unknown field `nmae`"), "{error}");
         assert_eq!((codec.from_json)(b"{}x").unwrap_err().path, "");
         assert!((codec.from_json)(b"{\"projectId\":\"\xff\"}").is_err());
+    }
+
+    #[test]
+    fn errors_show_no_value() {
+        let codec = Codec::find("tollgate.auth.v1.LoginRequest").unwrap();
+        for json in [
+            r#""canary, expected ""#,
+            r#"{"password":["canary"]}"#,
+            r#"{"password":{"canary":"canary"}}"#,
+            r#"{"password":"canary","email":4711}"#,
+            r#"{"password":4711.5}"#,
+            r#"["canary"]"#,
+            r#"{"password":"canary"#,
+        ] {
+            let error = (codec.from_json)(json.as_bytes()).unwrap_err();
+            assert!(!error.message.contains("canary") && !error.message.contains("4711"), "{error}");
+        }
+        let error = (codec.from_json)(br#"{"password":4711}"#).unwrap_err();
+        assert!(error.message.starts_with("invalid type: integer, expected a string"), "{error}");
+        let codec = Codec::find("tollgate.project.v1.CreateApiRequest").unwrap();
+        let error = (codec.from_json)(br#"{"api":{"cors":{"maxAge":99999999999}}}"#).unwrap_err();
+        assert_eq!(error.to_string(), "api.cors.maxAge: expected a number in the field's range");
+        let error = (codec.from_json)(br#"{"api":{"type":"TELNET"}}"#).unwrap_err();
+        assert!(
+            error.to_string().starts_with("api.type: ") && !error.message.contains("expected expected"),
+            "{error}"
+        );
     }
 }

@@ -165,7 +165,8 @@ where
             let deadline = timeout_of(request.headers()).map_or(cap, |asked| asked.min(cap));
             // The service answers a deadline itself: tonic would say CANCELLED.
             match tokio::time::timeout(deadline, inner.call(request)).await {
-                Ok(response) => response,
+                Ok(Ok(response)) => Ok(unread(&response).map_or(response, refuse)),
+                Ok(Err(never)) => match never {},
                 Err(_) => Ok(Status::deadline_exceeded("the deadline of the call has passed").into_http()),
             }
         })
@@ -182,6 +183,54 @@ fn admit<B>(request: &Request<B>) -> Result<&'static MethodPolicy> {
         return Err(Error::permission_denied("this peer may not call this method"));
     }
     Ok(policy)
+}
+
+/// What tonic says of a message that it cannot read, all of it INTERNAL.
+const UNREAD: [&str; 4] = [
+    "failed to decode Protobuf message",
+    "Unexpected EOF decoding stream",
+    "Missing request message",
+    "protocol error: received message",
+];
+
+/// The caller's fault, where tonic answers as if it were ours: a message that is none.
+fn unread(response: &Response<Body>) -> Option<Error> {
+    if response.headers().get("grpc-status")? != "13" {
+        return None;
+    }
+    let status = Status::from_header_map(response.headers())?;
+    let message = status.message();
+    if !UNREAD.iter().any(|known| message.starts_with(known)) {
+        return None;
+    }
+    // prost: `failed to decode Protobuf message: Outer.inner_field: Inner.name: what is wrong`.
+    let mut path = Vec::new();
+    let mut rest = message.split_once(": ").map_or(message, |(_, rest)| rest);
+    while let Some((place, inner)) = rest.split_once(": ")
+        && let Some((_, field)) = place.split_once('.')
+        && !place.contains(' ')
+    {
+        path.push(lower_camel(field));
+        rest = inner;
+    }
+    let error = Error::new(crate::Kind::InvalidArgument, "MALFORMED_MESSAGE", message);
+    Some(if path.is_empty() {
+        error
+    } else {
+        error.naming(path.join("."), format!("cannot be read: {rest}"))
+    })
+}
+
+/// `display_name` as JSON has it: `displayName`.
+fn lower_camel(name: &str) -> String {
+    let mut upper = false;
+    name.chars()
+        .filter_map(|letter| match std::mem::replace(&mut upper, letter == '_') {
+            _ if letter == '_' => None,
+            true => Some(letter.to_ascii_uppercase()),
+            false => Some(letter),
+        })
+        .collect()
 }
 
 fn refuse(error: Error) -> Response<Body> {
@@ -204,5 +253,38 @@ pub fn timeout_of(headers: &http::HeaderMap) -> Option<Duration> {
         "u" => Some(Duration::from_micros(count)),
         "n" => Some(Duration::from_nanos(count)),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic::Status;
+
+    use super::unread;
+    use crate::Kind;
+
+    #[test]
+    fn unreadable_messages_are_the_callers_fault() {
+        let text = "failed to decode Protobuf message: Api.backend_services: BackendService.name: \
+            invalid string value: data is not UTF-8 encoded";
+        let error = unread(&Status::internal(text).into_http()).unwrap();
+        assert_eq!((error.kind(), error.reason()), (Kind::InvalidArgument, "MALFORMED_MESSAGE"));
+        let [violation] = error.violations() else { panic!("{error:?}") };
+        assert_eq!(violation.field, "backendServices.name");
+        assert_eq!(violation.message, "cannot be read: invalid string value: data is not UTF-8 encoded");
+        let varint =
+            unread(&Status::internal("failed to decode Protobuf message: invalid varint").into_http());
+        assert!(varint.unwrap().violations().is_empty());
+    }
+
+    #[test]
+    fn what_is_our_fault_stays_so() {
+        for status in [
+            Status::internal("something went wrong on our side"),
+            Status::unavailable("failed to decode Protobuf message"),
+            Status::from(crate::Error::internal(anyhow::anyhow!("failed to decode Protobuf message"))),
+        ] {
+            assert!(unread(&status.into_http()).is_none());
+        }
     }
 }

@@ -97,10 +97,10 @@ pub fn spawn_with(tasks: &Tasks, listener: TcpListener, readiness: Readiness, mo
         .route("/metrics", get(|| async { crate::telemetry::render_metrics() }))
         .with_state(readiness)
         .merge(more);
-    let stop = tasks.stopping();
-    tasks.spawn("admin listener", async move {
-        // The admin port outlives the drain's beginning by itself: it says "draining" until the end.
-        axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).await?;
+    let end = tasks.ending();
+    tasks.spawn_last("admin listener", async move {
+        // The admin port outlives all other tasks: it says "draining" until they have ended.
+        axum::serve(listener, router).with_graceful_shutdown(end.cancelled_owned()).await?;
         Ok(())
     });
 }

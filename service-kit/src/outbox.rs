@@ -9,6 +9,7 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 use sqlx::{PgConnection, SqliteConnection};
 use tokio::sync::Notify;
+use tracing::Instrument as _;
 use trait_gen::trait_gen;
 
 use crate::{
@@ -170,7 +171,10 @@ impl Relay {
     async fn round(topic: &'static str, entries: &dyn Entries, sink: &dyn Sink) -> Result<bool> {
         let batch = entries.oldest(topic, BATCH).await?;
         let Some(last) = batch.last() else { return Ok(false) };
-        sink.deliver(&batch).await?;
+        // A trace of its own: the calls that wrote the entries are over, and there may be many.
+        let span = tracing::info_span!("deliver", topic, trace_id = tracing::field::Empty);
+        crate::telemetry::note_trace(&span);
+        sink.deliver(&batch).instrument(span).await?;
         entries.delete_through(topic, last.position).await?;
         metrics::counter!("tollgate_outbox_delivered_total", "topic" => topic)
             .increment(u64::try_from(batch.len()).unwrap_or(0));

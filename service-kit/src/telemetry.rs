@@ -1,29 +1,36 @@
 //! Logs to stderr, W3C trace context through every hop, OTLP export when asked for, Prometheus text.
 
 use std::{
-    convert::Infallible,
-    future::Future,
-    pin::Pin,
-    sync::OnceLock,
-    task::{Context, Poll},
-    time::Instant,
+    io::IsTerminal as _,
+    sync::{
+        OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
 
 use anyhow::Context as _;
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
+use http::{HeaderMap, HeaderName, HeaderValue};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use opentelemetry::{
     global,
     propagation::{Extractor, Injector},
-    trace::{TraceContextExt as _, TracerProvider as _},
+    trace::{Status, TraceContextExt as _, TracerProvider as _},
 };
 use opentelemetry_otlp::WithExportConfig as _;
 use opentelemetry_sdk::{Resource, propagation::TraceContextPropagator, trace::SdkTracerProvider};
 use serde::Deserialize;
-use tower::{Layer, Service};
-use tracing::Instrument as _;
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
-use tracing_subscriber::{EnvFilter, Layer as _, layer::SubscriberExt as _, util::SubscriberInitExt as _};
+use tracing_subscriber::{
+    EnvFilter, Layer as _,
+    filter::{FilterExt as _, LevelFilter, filter_fn},
+    layer::SubscriberExt as _,
+    util::SubscriberInitExt as _,
+};
+
+mod calls;
+
+pub use calls::{Call, TraceLayer, TraceService};
 
 /// The `[telemetry]` section.
 #[derive(Debug, Clone, Deserialize)]
@@ -58,30 +65,61 @@ impl Drop for Guard {
     }
 }
 
+/// Whether traces go anywhere.
+static EXPORTS: AtomicBool = AtomicBool::new(false);
+
 static METRICS: OnceLock<PrometheusHandle> = OnceLock::new();
 
 /// Buckets of durations in seconds (OpenTelemetry semantic conventions).
 const SECONDS: &[f64] = &[0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0];
 
-/// Starts logs, traces and metrics of the process. Once, at the very beginning.
+/// How often the samples of histograms are summed up, whether somebody scrapes or not.
+const UPKEEP: Duration = Duration::from_secs(5);
+
+/// Starts logs, traces and metrics of the process. Once, at the very beginning, on the runtime.
 pub fn init(config: &TelemetryConfig, service: &'static str) -> anyhow::Result<Guard> {
     let filter = EnvFilter::try_new(&config.log).context("telemetry.log is not a filter")?;
     let provider = tracer_provider(config, service)?;
     global::set_text_map_propagator(TraceContextPropagator::new());
-    // Spans carry trace ids even when nothing exports them: the ids go into logs and error bodies.
-    let traces = tracing_opentelemetry::layer().with_tracer(provider.tracer("tollgate"));
+    // Spans carry trace ids even when nothing exports them: the ids go into logs and error bodies. That
+    // is why `telemetry.log` decides about lines only, and the spans around them always exist.
+    let traces = tracing_opentelemetry::layer()
+        .with_threads(false)
+        .with_location(false)
+        .with_tracer(provider.tracer("tollgate"))
+        .with_filter(our_spans());
+    let filter = filter.or(our_spans());
     let logs = match config.format {
-        LogFormat::Text => tracing_subscriber::fmt::layer().with_writer(std::io::stderr).boxed(),
+        LogFormat::Text => {
+            let for_eyes = std::io::stderr().is_terminal();
+            tracing_subscriber::fmt::layer().with_ansi(for_eyes).with_writer(std::io::stderr).boxed()
+        }
         LogFormat::Json => {
             tracing_subscriber::fmt::layer().json().flatten_event(true).with_writer(std::io::stderr).boxed()
         }
     };
-    tracing_subscriber::registry().with(filter).with(traces).with(logs).try_init()?;
+    tracing_subscriber::registry().with(traces).with(logs.with_filter(filter)).try_init()?;
     let recorder = PrometheusBuilder::new()
         .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), SECONDS)?
         .install_recorder()?;
+    tokio::spawn(upkeep(recorder.clone()));
     let _ = METRICS.set(recorder);
     Ok(Guard(provider))
+}
+
+/// The spans of requests. Those of libraries are finer than `info`.
+fn our_spans<S>() -> impl tracing_subscriber::layer::Filter<S> + Send + Sync + 'static {
+    let is_ours: fn(&tracing::Metadata<'_>) -> bool =
+        |metadata| metadata.is_span() && *metadata.level() <= tracing::Level::INFO;
+    filter_fn(is_ours).with_max_level_hint(LevelFilter::INFO)
+}
+
+/// Without it the exporter keeps every single sample until the next scrape.
+async fn upkeep(recorder: PrometheusHandle) {
+    loop {
+        tokio::time::sleep(UPKEEP).await;
+        recorder.run_upkeep();
+    }
 }
 
 fn tracer_provider(config: &TelemetryConfig, service: &'static str) -> anyhow::Result<SdkTracerProvider> {
@@ -95,6 +133,7 @@ fn tracer_provider(config: &TelemetryConfig, service: &'static str) -> anyhow::R
         .with_endpoint(&config.otlp_endpoint)
         .build()
         .context("telemetry.otlp_endpoint cannot be used")?;
+    EXPORTS.store(true, Ordering::Relaxed);
     Ok(builder.with_batch_exporter(exporter).build())
 }
 
@@ -109,17 +148,86 @@ pub fn inject(headers: &mut HeaderMap) {
     global::get_text_map_propagator(|propagator| propagator.inject_context(&context, &mut Headers(headers)));
 }
 
-/// Makes the context in headers the parent of a span.
+/// Makes the context in headers the parent of a span, and notes the trace in the span's field
+/// `trace_id` if it has one: each log line inside of the span then names the trace.
 pub fn adopt_parent(span: &tracing::Span, headers: &HeaderMap) {
-    let context = global::get_text_map_propagator(|propagator| propagator.extract(&HeadersRef(headers)));
-    if context.span().span_context().is_valid() {
-        let _ = span.set_parent(context);
+    if has_parent(headers) {
+        let context = global::get_text_map_propagator(|propagator| propagator.extract(&HeadersRef(headers)));
+        if context.span().span_context().is_valid() {
+            // Fails only when the span was entered already or nothing traces: then there is no parent.
+            let _ = span.set_parent(context);
+        }
+    }
+    note_trace(span);
+}
+
+/// Whether there is one `traceparent`, exactly as W3C Trace Context §3.2 has it; OpenTelemetry's
+/// propagator also takes others. What follows the flags is for versions to come.
+fn has_parent(headers: &HeaderMap) -> bool {
+    let mut values = headers.get_all("traceparent").iter();
+    let (Some(value), None) = (values.next(), values.next()) else { return false };
+    let is_hex = |part: &[u8]| part.iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    match value.as_bytes() {
+        [v0, v1, b'-', trace @ .., b'-', f0, f1] if (*v0, *v1) == (b'0', b'0') => {
+            matches!(trace.split_at_checked(32), Some((trace, [b'-', span @ ..]))
+                if span.len() == 16 && is_hex(trace) && is_hex(span) && is_hex(&[*f0, *f1]))
+        }
+        longer => {
+            longer.len() >= 55
+                && is_hex(&longer[..2])
+                && &longer[..2] != b"ff"
+                && &longer[..2] != b"00"
+                && longer.get(55).is_none_or(|byte| *byte == b'-')
+        }
+    }
+}
+
+/// Writes the trace id of a span into its field `trace_id`.
+pub fn note_trace(span: &tracing::Span) {
+    if let Some(id) = trace_id_of(span) {
+        span.record("trace_id", id);
+    }
+}
+
+/// Tells those who look at traces how an HTTP request ended. It is no part of the
+/// span's fields, because log lines would repeat it.
+pub fn describe_http(span: &tracing::Span, method: &'static str, route: Option<&'static str>, status: u16) {
+    if !EXPORTS.load(Ordering::Relaxed) {
+        return;
+    }
+    span.set_attribute("http.request.method", method);
+    span.set_attribute("http.response.status_code", i64::from(status));
+    match route {
+        Some(route) => {
+            span.context().span().update_name(format!("{method} {route}"));
+            span.set_attribute("http.route", route);
+        }
+        None => span.context().span().update_name(method),
+    }
+    // Of a server, only 5xx is an error.
+    if status >= 500 {
+        span.set_status(Status::error(""));
+    }
+}
+
+/// The same for a gRPC call, with the name of its status.
+fn describe_rpc(span: &tracing::Span, code: &'static str) {
+    if EXPORTS.load(Ordering::Relaxed) {
+        span.set_attribute("rpc.response.status_code", code);
+        let ours = ["UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"];
+        if ours.contains(&code) {
+            span.set_status(Status::error(""));
+        }
     }
 }
 
 /// The trace id of the current span, 32 hexadecimal digits; `None` outside of a trace.
 pub fn trace_id() -> Option<String> {
-    let context = tracing::Span::current().context();
+    trace_id_of(&tracing::Span::current())
+}
+
+fn trace_id_of(span: &tracing::Span) -> Option<String> {
+    let context = span.context();
     let span = context.span();
     let span = span.span_context();
     span.is_valid().then(|| span.trace_id().to_string())
@@ -146,68 +254,43 @@ impl Extractor for HeadersRef<'_> {
     }
 }
 
-/// A span, a log line and a duration for every gRPC call that a service answers.
-#[derive(Debug, Clone, Copy)]
-pub struct TraceLayer(&'static str);
+#[cfg(test)]
+mod tests {
+    use http::{HeaderMap, HeaderValue};
 
-impl TraceLayer {
-    /// For the service of this name.
-    pub fn new(service: &'static str) -> Self {
-        Self(service)
-    }
-}
+    use super::has_parent;
 
-impl<S> Layer<S> for TraceLayer {
-    type Service = TraceService<S>;
+    const GOOD: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
-    fn layer(&self, inner: S) -> Self::Service {
-        TraceService { inner, service: self.0 }
-    }
-}
-
-/// A service with spans.
-#[derive(Debug, Clone)]
-pub struct TraceService<S> {
-    inner: S,
-    service: &'static str,
-}
-
-impl<S, B, R> Service<Request<B>> for TraceService<S>
-where
-    S: Service<Request<B>, Response = Response<R>, Error = Infallible>,
-    S::Future: Send + 'static,
-{
-    type Response = Response<R>;
-    type Error = Infallible;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        self.inner.poll_ready(cx)
+    fn headers(values: &[&str]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for value in values {
+            headers.append("traceparent", HeaderValue::from_str(value).unwrap());
+        }
+        headers
     }
 
-    fn call(&mut self, request: Request<B>) -> Self::Future {
-        // Only known methods become labels: anything else would let callers make metrics without end.
-        let method = proto::Contract::get().method(request.uri().path()).map_or("_OTHER", |m| &m.path[1..]);
-        let span = tracing::info_span!("rpc", service = self.service, rpc.method = method);
-        adopt_parent(&span, request.headers());
-        let service = self.service;
-        let started = Instant::now();
-        let future = span.in_scope(|| self.inner.call(request));
-        let answer = async move {
-            let response = future.await?;
-            // A unary error is trailers-only: its status stands in the headers. Streams report OK here.
-            let code = response.headers().get("grpc-status").and_then(|v| v.to_str().ok()).unwrap_or("0");
-            let elapsed = started.elapsed();
-            metrics::histogram!("rpc_server_call_duration_seconds", "service" => service, "rpc_method" => method,
-                "rpc_status_code" => code.to_owned())
-            .record(elapsed.as_secs_f64());
-            tracing::debug!(
-                code,
-                micros = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX),
-                "answered"
-            );
-            Ok(response)
-        };
-        Box::pin(answer.instrument(span))
+    #[test]
+    fn a_parent_is_exact_or_none() {
+        let later = [&GOOD.replacen("00", "01", 1), &format!("{}-more", GOOD.replacen("00", "cc", 1))];
+        assert!(has_parent(&headers(&[GOOD])));
+        assert!(later.into_iter().all(|value| has_parent(&headers(&[value]))));
+        let upper = GOOD.to_uppercase();
+        let broken = [
+            "",
+            "00-nonsense",
+            &upper,
+            &GOOD[..54],
+            &format!("{GOOD}-more"),
+            &format!("{GOOD}0"),
+            &GOOD.replacen("00", "ff", 1),
+            &GOOD.replacen("00", "0x", 1),
+            &GOOD.replace('-', "_"),
+            &format!("{}x", GOOD.replacen("00", "01", 1)),
+        ];
+        for value in broken {
+            assert!(!has_parent(&headers(&[value])), "{value}");
+        }
+        assert!(!has_parent(&headers(&[GOOD, GOOD])) && !has_parent(&HeaderMap::new()));
     }
 }

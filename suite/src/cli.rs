@@ -59,6 +59,7 @@ async fn run(up: Up) -> anyhow::Result<()> {
     let data_dir = up.data_dir.clone();
     let config = SuiteConfig { data_dir: up.data_dir, listen: up.listen, file: up.config };
     let plan = Plan::read(&config)?;
+    plan.check()?;
     if up.print_config {
         return Ok(std::io::stdout().write_all(plan.print()?.as_bytes())?);
     }

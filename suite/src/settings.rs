@@ -86,6 +86,17 @@ impl Plan {
         }
     }
 
+    /// Whether every service would take its settings.
+    ///
+    /// # Errors
+    /// Names what is unknown or of the wrong type.
+    pub fn check(&self) -> anyhow::Result<()> {
+        self.auth.check::<auth_service::Config>()?;
+        self.project.check::<project_service::Config>()?;
+        self.gateway.check::<gateway_service::Config>()?;
+        self.edge.check::<edge_proxy::Config>()
+    }
+
     /// How the process logs and traces: as the edge is told.
     pub fn telemetry(&self) -> anyhow::Result<TelemetryConfig> {
         self.edge.layers.section("telemetry")
@@ -124,6 +135,10 @@ impl Service {
         };
         let layers = Layers::new(&toml::to_string(&values)?, None, &env_prefix(name))?;
         Ok(Self { name, section, layers, upstreams })
+    }
+
+    fn check<C: serde::de::DeserializeOwned>(&self) -> anyhow::Result<()> {
+        self.layers.extract::<C>().map(drop).with_context(|| format!("[{}]", self.section))
     }
 
     /// Binds the service's sockets.
@@ -210,7 +225,7 @@ mod tests {
             assert!(printed.contains(wanted), "{wanted} is missing in {printed}");
         }
         assert!(!printed.contains("127.0.0.1:9001") && !printed.contains("127.0.0.1:12000"), "{printed}");
-        extract_all(&plan).unwrap();
+        plan.check().unwrap();
     }
 
     #[test]
@@ -230,15 +245,7 @@ mod tests {
         assert!(printed.contains("iterations = 3"), "{printed}");
         let unknown = plan(Some("[auht]\nx = 1\n"), "127.0.0.1:0").unwrap_err().to_string();
         assert!(unknown.contains("auht"), "{unknown}");
-        let unknown = extract_all(&plan(Some("[auth]\nlissten = 1\n"), "127.0.0.1:0").unwrap());
+        let unknown = plan(Some("[auth]\nlissten = 1\n"), "127.0.0.1:0").unwrap().check();
         assert!(format!("{:#}", unknown.unwrap_err()).contains("lissten"));
-    }
-
-    fn extract_all(plan: &Plan) -> anyhow::Result<()> {
-        plan.auth.layers.extract::<auth_service::Config>()?;
-        plan.project.layers.extract::<project_service::Config>()?;
-        plan.gateway.layers.extract::<gateway_service::Config>()?;
-        plan.edge.layers.extract::<edge_proxy::Config>()?;
-        Ok(())
     }
 }

@@ -7,14 +7,22 @@ mod demo;
 mod edge;
 #[path = "e2e/gateway_link.rs"]
 mod gateway_link;
+#[path = "e2e/lifecycle.rs"]
+mod lifecycle;
 #[path = "e2e/native.rs"]
 mod native;
+#[path = "e2e/observed.rs"]
+mod observed;
+#[path = "e2e/otlp.rs"]
+mod otlp;
 #[path = "e2e/process.rs"]
 mod process;
 #[path = "e2e/project_flow.rs"]
 mod project_flow;
 #[path = "e2e/restart.rs"]
 mod restart;
+#[path = "e2e/secrets.rs"]
+mod secrets;
 #[path = "e2e/signup.rs"]
 mod signup;
 mod support;

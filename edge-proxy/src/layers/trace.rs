@@ -7,15 +7,16 @@ use std::{
     convert::Infallible,
     pin::Pin,
     task::{Context, Poll, ready},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, Method};
+use http::{HeaderMap, Method, Version};
 use http_body::{Frame, SizeHint};
+use metrics::Label;
 use tonic::Code;
 use tower::{ServiceExt as _, service_fn};
-use tracing::{Instrument as _, Span};
+use tracing::{Instrument as _, Span, field::Empty};
 
 use super::{Next, Request, Response, request_id::X_REQUEST_ID};
 use crate::{Body, Client};
@@ -36,13 +37,33 @@ pub(crate) fn wrap<S: Next<Infallible>>(inner: S) -> impl Next<Infallible> {
         let method = method_name(request.method());
         let client = request.extensions().get::<Client>().cloned();
         let id = request.headers().get(X_REQUEST_ID).and_then(|id| id.to_str().ok()).unwrap_or("-");
-        let span = tracing::info_span!("request", method, id);
+        let version = version_name(request.version());
+        let span = tracing::info_span!(
+            "request",
+            otel.kind = "server",
+            otel.name = Empty,
+            method,
+            id,
+            trace_id = Empty
+        );
         service_kit::telemetry::adopt_parent(&span, request.headers());
         let future = inner.oneshot(request);
         let inside = span.clone();
-        async move { future.await.map(|response| watched(response, method, started, inside, client)) }
-            .instrument(span)
+        async move {
+            let response = future.await?;
+            Ok(watched(response, Record::new(method, version, started, inside, client)))
+        }
+        .instrument(span)
     })
+}
+
+/// As `network.protocol.version` has it.
+fn version_name(version: Version) -> &'static str {
+    match version {
+        Version::HTTP_2 => "2",
+        Version::HTTP_10 => "1.0",
+        _ => "1.1",
+    }
 }
 
 /// Methods that nobody knows share a label.
@@ -59,23 +80,11 @@ fn method_name(method: &Method) -> &'static str {
     }
 }
 
-fn watched(
-    response: Response,
-    method: &'static str,
-    started: Instant,
-    span: Span,
-    client: Option<Client>,
-) -> Response {
+fn watched(response: Response, mut record: Record) -> Response {
     let noted = response.extensions().get::<Noted>().copied().unwrap_or_default();
-    let record = Record {
-        method,
-        route: noted.route.unwrap_or("-"),
-        status: response.status().as_u16(),
-        code: code_in(response.headers()).or(noted.code),
-        started,
-        span,
-        _client: client,
-    };
+    record.route = noted.route;
+    record.status = response.status().as_u16();
+    record.code = code_in(response.headers()).or(noted.code);
     response.map(|inner| Body::new(Watched { inner, record }))
 }
 
@@ -91,13 +100,43 @@ struct Watched {
 
 struct Record {
     method: &'static str,
-    route: &'static str,
+    version: &'static str,
+    route: Option<&'static str>,
     status: u16,
     code: Option<Code>,
     started: Instant,
     span: Span,
     /// The connection is busy until the answer has gone.
-    _client: Option<Client>,
+    client: Option<Client>,
+}
+
+impl Record {
+    fn new(
+        method: &'static str,
+        version: &'static str,
+        started: Instant,
+        span: Span,
+        client: Option<Client>,
+    ) -> Self {
+        Self { method, version, route: None, status: 0, code: None, started, span, client }
+    }
+
+    /// The duration, named as OpenTelemetry's conventions have it. Each label is one of a few.
+    fn measure(&self, elapsed: Duration) {
+        let secure = self.client.as_ref().is_some_and(|client| client.secure);
+        let mut labels = vec![
+            Label::new("http_request_method", self.method),
+            Label::new("url_scheme", if secure { "https" } else { "http" }),
+            Label::new("network_protocol_version", self.version),
+            Label::new("http_response_status_code", self.status.to_string()),
+        ];
+        labels.extend(self.route.map(|route| Label::new("http_route", route)));
+        // Of a server, only 5xx is an error.
+        if self.status >= 500 {
+            labels.push(Label::new("error_type", self.status.to_string()));
+        }
+        metrics::histogram!("http_server_request_duration_seconds", labels).record(elapsed.as_secs_f64());
+    }
 }
 
 impl http_body::Body for Watched {
@@ -134,17 +173,14 @@ impl Drop for Record {
         tracing::info!(
             target: "access",
             method = self.method,
-            route = self.route,
+            route = self.route.unwrap_or("-"),
             status = self.status,
             grpc = self.code.map(|code| code as i32),
             micros = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX),
             trace_id = service_kit::telemetry::trace_id(),
             "answered"
         );
-        metrics::histogram!("http_server_request_duration_seconds",
-            "http_request_method" => self.method,
-            "http_route" => self.route,
-            "http_response_status_code" => self.status.to_string())
-        .record(elapsed.as_secs_f64());
+        self.measure(elapsed);
+        service_kit::telemetry::describe_http(&self.span, self.method, self.route, self.status);
     }
 }

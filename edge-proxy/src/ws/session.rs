@@ -127,11 +127,25 @@ impl<S: Stream<Item = Result<PlatformFrame, Status>> + Unpin> Session<S> {
         let watched = Watched { io, activity: activity.clone() };
         let mut socket = WebSocketStream::from_raw_socket(watched, Role::Server, Some(small())).await;
         let end = self.relay(&mut socket, &activity, farewell).await;
-        // gateway-service need not wait for the goodbyes.
-        drop(self);
-        // Whoever does not take part in them is simply left.
-        let _ = tokio::time::timeout(GOODBYE, say_goodbye(&mut socket, &end)).await;
+        // Whoever does not take part in the goodbyes is simply left.
+        let socket_over = tokio::time::timeout(GOODBYE, say_goodbye(&mut socket, &end));
+        let stream_over = tokio::time::timeout(GOODBYE, self.leave(&end));
+        let _ = tokio::join!(socket_over, stream_over);
         end
+    }
+
+    /// Ends the stream to gateway-service once it has taken what the gateway said last: dropped at once,
+    /// the stream would take acknowledgements with it that are still on their way.
+    async fn leave(self: Box<Self>, end: &End) {
+        if matches!(end, End::Silent) {
+            return;
+        }
+        let Self { link: Link { to_platform, mut from_platform, .. }, mut held, .. } = *self;
+        if held.is_some() {
+            let _ = hand_over(&to_platform, &mut held).await;
+        }
+        drop(to_platform);
+        while let Some(Ok(_)) = from_platform.next().await {}
     }
 
     async fn relay<I: AsyncRead + AsyncWrite + Unpin>(

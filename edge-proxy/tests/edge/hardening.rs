@@ -62,6 +62,40 @@ async fn requests_that_two_readers_would_read_differently_are_refused() {
 }
 
 #[tokio::test]
+async fn broken_chunks_are_the_callers_fault() {
+    let world = world().await;
+    let head = "POST /api/v1/auth/login HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n";
+    for bad in ["-2\r\n{}\r\n0\r\n\r\n", "fffffffffffffffff\r\n{}", "2\n{}\n0\n\n", "zz\r\n{}"] {
+        let request = format!("{head}transfer-encoding: chunked\r\n\r\n{bad}");
+        let answer = raw(&world, request.as_bytes()).await;
+        assert!(answer.starts_with("HTTP/1.1 400") && answer.contains("MALFORMED_BODY"), "{bad}: {answer}");
+    }
+    assert!(world.calls().is_empty());
+}
+
+#[tokio::test]
+async fn a_request_names_one_host() {
+    let world = world().await;
+    for hosts in ["", "host: a\r\nhost: a\r\n", "host: a@b\r\n", "host: a/b\r\n"] {
+        let request = format!("GET /openapi.json HTTP/1.1\r\n{hosts}connection: close\r\n\r\n");
+        let answer = raw(&world, request.as_bytes()).await;
+        assert!(answer.starts_with("HTTP/1.1 400") && answer.contains("INVALID_HOST"), "{hosts}: {answer}");
+    }
+    let answer = world.get("/openapi.json").header("host", "evil.example").send("").await;
+    assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{answer:?}");
+}
+
+#[tokio::test]
+async fn what_the_caller_wrote_is_not_echoed_at_length() {
+    let world = world().await;
+    let body = format!("{{\"{}\":1}}", "k".repeat(500_000));
+    let answer = world.post("/api/v1/auth/login").json(body).await;
+    assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{answer:?}");
+    assert!(answer.json()["errors"][0]["field"].as_str().unwrap().starts_with("kkkk"));
+    assert!(answer.body.len() < 4_000, "{} bytes", answer.body.len());
+}
+
+#[tokio::test]
 async fn heads_are_bounded() {
     let world = world().await;
     let answer = world.get(&format!("/api/v1/apis?{}", "a".repeat(8_200))).h1().send("").await;

@@ -101,6 +101,7 @@ async fn a_trace_goes_through() {
     assert_eq!(answer.json()["traceId"].as_str().unwrap().len(), 32);
     let metrics = service_kit::telemetry::render_metrics();
     let expected = "http_server_request_duration_seconds_count{http_request_method=\"POST\",\
-        http_route=\"/api/v1/auth/login\",http_response_status_code=\"400\"}";
+        url_scheme=\"https\",network_protocol_version=\"2\",http_response_status_code=\"400\",\
+        http_route=\"/api/v1/auth/login\"}";
     assert!(metrics.contains(expected), "{metrics}");
 }

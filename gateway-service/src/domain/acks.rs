@@ -14,6 +14,9 @@ use crate::{
     store::EventStore,
 };
 
+/// The reason of a deployment whose gateway was deleted.
+const GATEWAY_DELETED: &str = "GATEWAY_DELETED";
+
 /// The outbox topic of [`report`]s.
 pub(crate) const REPORTS: &str = "deployment-reports";
 
@@ -28,7 +31,7 @@ pub(crate) enum State {
     Acked,
     /// Refused by the gateway.
     Failed,
-    /// Not acknowledged, and a newer event of the artifact was.
+    /// Not acknowledged, and a newer event of the artifact was, as done or as failed.
     Superseded,
 }
 
@@ -90,8 +93,9 @@ pub(crate) struct Candidate {
 pub(crate) enum Verdict {
     /// The event changes its state.
     Change(Candidate),
-    /// It is known already.
-    Known,
+    /// It is known already; with the revision that a gateway says again, maybe of a later sending, that it
+    /// has performed.
+    Known(Option<i64>),
     /// It answers no event of this gateway.
     Unknown,
     /// It names a sending that never was.
@@ -139,7 +143,7 @@ impl Acks {
                     }
                 }
             }
-            Verdict::Known => tracing::debug!(gateway = gateway_id, deployment, "acknowledged before"),
+            Verdict::Known(_) => tracing::debug!(gateway = gateway_id, deployment, "acknowledged before"),
             Verdict::Unknown => {
                 tracing::warn!(gateway = gateway_id, deployment, "acknowledgement of an unknown deployment");
             }
@@ -173,22 +177,30 @@ impl Ack {
         if candidates.is_empty() {
             return Verdict::Unknown;
         }
-        let sent = |event: &Candidate| {
-            event.state != State::Pending && self.performed_at.is_none_or(|at| at <= event.performed_at)
-        };
-        let mut known = false;
-        for event in candidates {
-            if !sent(&event) {
-                continue;
-            }
+        let mut known = None;
+        for event in self.meant(candidates) {
             match (event.state, &self.failure) {
                 (State::Delivered | State::Superseded, _) | (State::Failed, None) => {
                     return Verdict::Change(event);
                 }
-                _ => known = true,
+                (State::Acked, None) => known = Some(Some(event.revision)),
+                _ => known = known.or(Some(None)),
             }
         }
-        if known { Verdict::Known } else { Verdict::Ahead }
+        known.map_or(Verdict::Ahead, Verdict::Known)
+    }
+
+    /// Those that were sent and may be meant: the one whose newest sending is named, else the oldest that
+    /// may have had such a sending before, and any when none is named.
+    fn meant(&self, mut sent: Vec<Candidate>) -> Vec<Candidate> {
+        sent.retain(|event| {
+            event.state != State::Pending && self.performed_at.is_none_or(|at| at <= event.performed_at)
+        });
+        if let Some(at) = self.performed_at {
+            let named = sent.iter().position(|event| event.performed_at == at).unwrap_or(0);
+            sent = sent.into_iter().skip(named).take(1).collect();
+        }
+        sent
     }
 
     /// The state that the event gets.
@@ -204,7 +216,7 @@ impl Ack {
             (None, Action::Undeploy) => DeploymentStatus::Undeployed,
         };
         let reason = self.failure.clone().unwrap_or_default();
-        report(gateway_id, &self.deployment_id, self.action, status, reason, now)
+        report(gateway_id, &self.deployment_id, self.action.name(), status, reason, now)
     }
 }
 
@@ -217,13 +229,18 @@ pub(crate) fn delivered_report(
 ) -> Option<Vec<u8>> {
     let answer = events::find(event_type)?.answer.as_ref()?;
     let status = DeploymentStatus::Delivered;
-    Some(report(gateway_id, deployment_id, answer.action, status, String::new(), now))
+    Some(report(gateway_id, deployment_id, answer.action.name(), status, String::new(), now))
+}
+
+/// The report of a deployment whose gateway is deleted.
+pub(crate) fn deleted_report(gateway_id: &str, deployment_id: &str, now: i64) -> Vec<u8> {
+    report(gateway_id, deployment_id, "delete", DeploymentStatus::Failed, GATEWAY_DELETED.to_owned(), now)
 }
 
 fn report(
     gateway_id: &str,
     deployment_id: &str,
-    action: Action,
+    action: &str,
     status: DeploymentStatus,
     reason: String,
     now: i64,
@@ -234,7 +251,7 @@ fn report(
         status: status.into(),
         reason,
         reported_at: Some(Timestamp::from_unix_ms(now)),
-        action: action.name().to_owned(),
+        action: action.to_owned(),
     };
     report.encode_to_vec()
 }
@@ -293,13 +310,20 @@ mod tests {
         // The same deployment was undeployed twice: the second acknowledgement is the second event's.
         let two = vec![delivered(10), candidate(2, State::Delivered, 20)];
         assert_eq!(ack("success", Some(20)).judge(two), Verdict::Change(candidate(2, State::Delivered, 20)));
+        // The first failed and says so again: that is no answer to the second try.
+        let retried = || vec![candidate(1, State::Failed, 10), delivered(20)];
+        assert_eq!(ack("failed", Some(10)).judge(retried()), Verdict::Known(None));
+        assert_eq!(ack("failed", Some(9)).judge(retried()), Verdict::Known(None));
+        assert_eq!(ack("success", None).judge(retried()), Verdict::Change(candidate(1, State::Failed, 10)));
     }
 
     #[test]
     fn a_late_success_counts_and_a_late_failure_does_not() {
         let failed = candidate(1, State::Failed, 10);
         assert_eq!(ack("success", Some(10)).judge(vec![failed.clone()]), Verdict::Change(failed.clone()));
-        assert_eq!(ack("failed", Some(10)).judge(vec![failed]), Verdict::Known);
-        assert_eq!(ack("failed", Some(10)).judge(vec![candidate(1, State::Acked, 10)]), Verdict::Known);
+        assert_eq!(ack("failed", Some(10)).judge(vec![failed]), Verdict::Known(None));
+        let acked = || vec![candidate(1, State::Acked, 10)];
+        assert_eq!(ack("failed", Some(10)).judge(acked()), Verdict::Known(None));
+        assert_eq!(ack("success", Some(10)).judge(acked()), Verdict::Known(Some(1)));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use service_kit::{AuthContext, Clock, Error, Ids, Kind, Result, field::Checks, page::Page};
+use service_kit::{AuthContext, Clock, Error, Ids, Kind, Result, field::Checks, outbox::Nudge, page::Page};
 use url::Url;
 
 use crate::{domain::access::Access, link::Hub, store::GatewayStore};
@@ -79,6 +79,7 @@ pub(crate) struct Gateways {
     pub(crate) store: Arc<dyn GatewayStore>,
     pub(crate) access: Access,
     pub(crate) hub: Hub,
+    pub(crate) reports: Nudge,
     pub(crate) clock: Clock,
     pub(crate) ids: Ids,
 }
@@ -155,9 +156,10 @@ impl Gateways {
     /// Deletes a gateway with its tokens and its log, and closes its connections.
     pub(crate) async fn delete(&self, caller: &AuthContext, id: &str) -> Result<()> {
         self.permitted(caller, id, "gateways:delete").await?;
-        if !self.store.delete(id).await? {
+        if !self.store.delete(id, self.clock.now_ms()).await? {
             return Err(Error::not_found("gateway"));
         }
+        self.reports.now();
         self.hub.gateway_deleted(id);
         tracing::info!(gateway = id, "gateway deleted");
         Ok(())

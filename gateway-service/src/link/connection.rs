@@ -1,6 +1,7 @@
 //! One connection of one gateway: hello, then frames both ways until either side ends it.
 
 use std::{
+    collections::VecDeque,
     fmt::Display,
     pin::pin,
     sync::{
@@ -19,7 +20,10 @@ use proto::{
     time::Timestamp,
 };
 use service_kit::{Error, Kind};
-use tokio::sync::{mpsc, watch};
+use tokio::{
+    sync::{mpsc, watch},
+    time::Instant,
+};
 
 use super::{
     heartbeat::{Beat, Heartbeat},
@@ -52,6 +56,7 @@ pub(super) struct Link {
     pub(super) backlog: Arc<Backlog>,
     queue: mpsc::Sender<Outgoing>,
     cursor: AtomicI64,
+    unanswered: Mutex<VecDeque<(i64, Instant)>>,
     closing: Mutex<bool>,
     farewell: watch::Sender<Option<Farewell>>,
 }
@@ -76,7 +81,23 @@ impl Link {
         backlog: Arc<Backlog>,
     ) -> Self {
         let farewell = watch::channel(None).0;
-        Self { id, bearer, backlog, queue, cursor: AtomicI64::new(0), closing: Mutex::new(false), farewell }
+        let (cursor, closing) = (AtomicI64::new(0), Mutex::new(false));
+        Self { id, bearer, backlog, queue, cursor, unanswered: Mutex::default(), closing, farewell }
+    }
+
+    /// An event was queued that the peer does not acknowledge.
+    pub(super) fn note_unanswered(&self, revision: i64) {
+        self.unanswered().push_back((revision, Instant::now()));
+    }
+
+    /// Those of these events that were queued before the peer was last heard of for certain.
+    fn outlived(&self, silence: Duration) -> Vec<i64> {
+        let is_old = |(_, queued): &&(i64, Instant)| queued.elapsed() >= silence;
+        self.unanswered().iter().take_while(is_old).map(|(revision, _)| *revision).collect()
+    }
+
+    fn unanswered(&self) -> MutexGuard<'_, VecDeque<(i64, Instant)>> {
+        self.unanswered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The newest revision that was sent on this connection.
@@ -223,6 +244,7 @@ where
                     let revision = hub.head(&link.bearer.gateway_id);
                     // A full queue says enough: its peer has something to read.
                     link.offer(To::Heartbeat(gateway::Heartbeat { revision }));
+                    complete(hub, link).await;
                 }
                 Beat::Dead => {
                     let reason = "no sign of life".to_owned();
@@ -230,6 +252,19 @@ where
                 }
             },
         }
+    }
+}
+
+/// What is never acknowledged is done once the connection has outlived it for as long as a dead peer may
+/// go unnoticed. If it ends before, the event is sent again on the next one.
+async fn complete(hub: &Hub, link: &Link) {
+    let done = link.outlived(hub.config().silence());
+    if done.is_empty() {
+        return;
+    }
+    match hub.events().complete(&link.bearer.gateway_id, &done, hub.clock().now_ms()).await {
+        Ok(()) => drop(link.unanswered().drain(..done.len())),
+        Err(error) => tracing::warn!(gateway = link.bearer.gateway_id, %error, "events not completed yet"),
     }
 }
 

@@ -67,11 +67,8 @@ async fn round(hub: &Hub, lane: &Lane) -> Result<bool> {
     let now = hub.clock().now_ms();
     let sendings = hub.events().stamp(&lane.gateway_id, open.into_iter().map(stamp).collect(), now).await?;
     hub.reports().now();
-    let done = send(hub, &ready, &sendings, last)?;
+    send(hub, &ready, &sendings, last)?;
     lane.raise_head(last);
-    if !done.is_empty() {
-        hub.events().complete(&lane.gateway_id, &done, hub.clock().now_ms()).await?;
-    }
     // A queue that was full a moment ago may have been emptied before it could ask for more.
     let behind = |link: &Arc<Link>| link.cursor() < last && !link.is_gone() && link.capacity() > 0;
     Ok(count == most || ready.iter().any(behind))
@@ -87,37 +84,34 @@ fn has_room(link: &Link) -> bool {
     link.capacity() > 0
 }
 
-/// Queues sendings in order. Returns those that are done because no gateway acknowledges them.
-fn send(hub: &Hub, ready: &[Arc<Link>], sendings: &[Sending], last: i64) -> Result<Vec<i64>> {
+/// Queues sendings in order.
+fn send(hub: &Hub, ready: &[Arc<Link>], sendings: &[Sending], last: i64) -> Result<()> {
     let mut able: Vec<&Arc<Link>> = ready.iter().collect();
-    let mut done = Vec::new();
     for sending in sendings {
+        let revision = sending.event.revision;
+        let answered = events::find(&sending.event.event_type).is_some_and(|known| known.answer.is_some());
         let frame = Frame::Event(event(hub, sending)?);
-        let before = able.len();
-        let mut queued = false;
         able.retain(|link| {
-            link.cursor() >= sending.event.revision || {
+            link.cursor() >= revision || {
                 let offered = link.offer(frame.clone());
                 note(link, sending, offered);
-                queued |= offered == Offered::Queued;
+                if offered == Offered::Queued && !answered {
+                    link.note_unanswered(revision);
+                }
                 offered == Offered::Queued
             }
         });
         for link in &able {
-            link.advance(sending.event.revision);
+            link.advance(revision);
         }
-        let answered = events::find(&sending.event.event_type).is_some_and(|known| known.answer.is_some());
-        if queued && !answered {
-            done.push(sending.event.revision);
-        }
-        if able.is_empty() && before > 0 {
+        if able.is_empty() {
             break;
         }
     }
     for link in able {
         link.advance(last);
     }
-    Ok(done)
+    Ok(())
 }
 
 fn event(hub: &Hub, sending: &Sending) -> Result<Event> {

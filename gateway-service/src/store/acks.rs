@@ -54,8 +54,21 @@ impl Acknowledge for Connection {
         .await?;
         let candidates = rows.into_iter().map(CandidateRow::candidate).collect::<Result<_>>()?;
         let verdict = ack.judge(candidates);
-        if let Verdict::Change(event) = &verdict {
-            self.settle(gateway_id, event, ack, now).await?;
+        match (&verdict, ack.performed_at) {
+            (Verdict::Change(event), _) => self.settle(gateway_id, event, ack, now).await?,
+            // An event crossed the answer to its earlier sending, and the gateway performed it once more.
+            (Verdict::Known(Some(revision)), Some(performed_at)) => {
+                sqlx::query(
+                    "UPDATE gateway_events SET acked_performed_at = $3
+                     WHERE gateway_id = $1 AND revision = $2 AND acked_performed_at < $3",
+                )
+                .bind(gateway_id)
+                .bind(revision)
+                .bind(performed_at)
+                .execute(&mut *self)
+                .await?;
+            }
+            _ => {}
         }
         Ok(verdict)
     }
@@ -73,9 +86,7 @@ impl Acknowledge for Connection {
         .bind(ack.performed_at.unwrap_or(event.performed_at))
         .execute(&mut *self)
         .await?;
-        if ack.state() == State::Acked {
-            sqlx::query(SUPERSEDE).bind(gateway_id).bind(event.revision).execute(&mut *self).await?;
-        }
+        sqlx::query(SUPERSEDE).bind(gateway_id).bind(event.revision).execute(&mut *self).await?;
         let id = format!("{gateway_id}:{}:{}", event.revision, ack.state().name());
         self.append(REPORTS, &id, ack.report(gateway_id, now)).await
     }

@@ -20,7 +20,7 @@ use crate::domain::{
 /// `UPDATE` that locks the log of a gateway, and says whether there is one.
 pub(super) const LOCK: &str = "UPDATE gateways SET head = head WHERE id = $1";
 
-/// Events before a revision that is done, about the same artifact: sent again, they would undo it.
+/// Events before a revision that is answered, about the same artifact: sent again, they would undo it.
 pub(super) const SUPERSEDE: &str = "UPDATE gateway_events SET state = 'superseded'
      WHERE gateway_id = $1 AND revision < $2 AND state = 'delivered' AND artifact_id <> '' AND artifact_id =
        (SELECT done.artifact_id FROM gateway_events done WHERE done.gateway_id = $1 AND done.revision = $2)";

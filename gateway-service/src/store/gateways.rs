@@ -4,13 +4,24 @@ use async_trait::async_trait;
 use service_kit::{
     Error, Result,
     db::{PostgresPool, SqlitePool, is_unique_violation},
+    outbox::Append as _,
     page::Page,
 };
 use sqlx::QueryBuilder;
 use trait_gen::trait_gen;
 
-use super::{GatewayStore, SqlStore, push_in};
-use crate::domain::gateways::{Details, Functionality, Gateway};
+use super::{GatewayStore, SqlStore, events::LOCK, push_in};
+use crate::domain::{
+    acks::{REPORTS, deleted_report},
+    gateways::{Details, Functionality, Gateway},
+};
+
+/// The newest deployment of each artifact of a gateway.
+const NEWEST_DEPLOYMENTS: &str = "SELECT e.deployment_id FROM gateway_events e
+     JOIN (SELECT artifact_id, MAX(revision) AS revision FROM gateway_events
+           WHERE gateway_id = $1 AND deployment_id <> '' GROUP BY artifact_id) newest
+       ON newest.revision = e.revision
+     WHERE e.gateway_id = $1 ORDER BY e.revision";
 
 /// Everything but the manifest, which may be long.
 macro_rules! columns {
@@ -158,8 +169,15 @@ impl GatewayStore for SqlStore<Pool> {
         Ok(tx.commit().await?)
     }
 
-    async fn delete(&self, id: &str) -> Result<bool> {
+    async fn delete(&self, id: &str, now: i64) -> Result<bool> {
         let mut tx = self.pool.begin().await?;
+        sqlx::query(LOCK).bind(id).execute(&mut *tx).await?;
+        let deployments: Vec<String> =
+            sqlx::query_scalar(NEWEST_DEPLOYMENTS).bind(id).fetch_all(&mut *tx).await?;
+        for deployment in deployments {
+            let report = deleted_report(id, &deployment, now);
+            tx.append(REPORTS, &format!("{id}:{deployment}:deleted"), report).await?;
+        }
         // Tokens, events and artifacts go with it: ON DELETE CASCADE.
         let deleted = sqlx::query("DELETE FROM gateways WHERE id = $1").bind(id).execute(&mut *tx).await?;
         tx.commit().await?;

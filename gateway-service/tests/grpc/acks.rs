@@ -1,14 +1,14 @@
 //! Acknowledgements and what project-service hears of them.
 
 use proto::{
-    gateway::{DeploymentAck, Event, gateway_frame::Frame as From},
+    gateway::{DeleteGatewayRequest, DeploymentAck, Event, gateway_frame::Frame as From},
     project::DeploymentStatus as Status,
     time::Timestamp,
 };
 
 use crate::{
     gateway::{TestGateway, ack_of, payload},
-    harness::{World, until, worlds},
+    harness::{ADMIN, World, until, worlds},
 };
 
 /// What the reports of a deployment say, in order: status, action, reason.
@@ -134,6 +134,70 @@ async fn an_older_event_is_not_sent_again_over_a_newer_one_that_is_done() {
         assert_eq!(link.event().await.revision, events[2].revision, "the first would undo the second");
         link.ack(&events[0], None).await;
         until("a late success counts", async || reports(&world, &deployment(&events[0])).len() == 2).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_older_event_is_not_sent_again_over_a_newer_one_that_failed() {
+    for world in worlds().await {
+        let (gateway, token) = world.gateway("edge-1").await;
+        let api = world.ids.next();
+        world.append((0..2).map(|_| world.deploy(&gateway.id, &api)).collect()).await;
+        let mut link = TestGateway::connect(&world, &token.token).await;
+        let events = link.events(2).await;
+        link.ack(&events[1], Some("GATEWAY_PROCESSING_ERROR")).await;
+        until("it is reported", async || reports(&world, &deployment(&events[1])).len() == 2).await;
+        drop(link);
+        let mut link = TestGateway::connect(&world, &token.token).await;
+        link.only(&world, &gateway.id).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_removal_that_failed_is_tried_again() {
+    for world in worlds().await {
+        let (gateway, token) = world.gateway("edge-1").await;
+        let (api, id) = (world.ids.next(), world.ids.next());
+        let undeploy = || world.event(&gateway.id, &api, &id, "api.undeployed");
+        let mut link = TestGateway::connect(&world, &token.token).await;
+        world.append(vec![undeploy()]).await;
+        let first = link.event().await;
+        link.ack(&first, Some("GATEWAY_PROCESSING_ERROR")).await;
+        until("the failure is reported", async || reports(&world, &id).len() == 2).await;
+        world.append(vec![undeploy()]).await;
+        let second = link.event().await;
+        // An answer to the first that comes twice is none to the second.
+        link.ack(&first, Some("GATEWAY_PROCESSING_ERROR")).await;
+        link.ack(&second, None).await;
+        until("the success is reported", async || reports(&world, &id).len() == 4).await;
+        let last = reports(&world, &id).into_iter().map(|report| report.0).collect::<Vec<_>>();
+        assert_eq!(last, [Status::Delivered, Status::Failed, Status::Delivered, Status::Undeployed]);
+        link.only(&world, &gateway.id).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_deployments_of_a_deleted_gateway_are_reported() {
+    for world in worlds().await {
+        let (gateway, token) = world.gateway("edge-1").await;
+        let (api, other) = (world.ids.next(), world.ids.next());
+        let old = world.deploy(&gateway.id, &api);
+        let (new, waiting) = (world.deploy(&gateway.id, &api), world.deploy(&gateway.id, &other));
+        world.append(vec![old.clone(), new.clone()]).await;
+        let mut link = TestGateway::connect(&world, &token.token).await;
+        for event in link.events(2).await {
+            link.ack(&event, None).await;
+        }
+        until("it runs", async || reports(&world, &new.deployment_id).len() == 2).await;
+        drop(link);
+        world.append(vec![waiting.clone()]).await;
+        let request = DeleteGatewayRequest { gateway_id: gateway.id.clone() };
+        world.registry().delete_gateway(world.by(ADMIN, request)).await.unwrap();
+        for id in [&new.deployment_id, &waiting.deployment_id] {
+            let gone = said(Status::Failed, "delete", "GATEWAY_DELETED");
+            until("its end is reported", async || reports(&world, id).last() == Some(&gone)).await;
+        }
+        assert_eq!(reports(&world, &old.deployment_id).len(), 2, "only what was current");
     }
 }
 

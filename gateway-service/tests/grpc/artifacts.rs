@@ -128,6 +128,38 @@ async fn the_list_has_the_time_that_the_gateway_knows() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_list_follows_a_gateway_that_performs_an_event_twice() {
+    for world in worlds().await {
+        let (gateway, token) = world.gateway("edge-1").await;
+        let event = world.deploy(&gateway.id, &world.ids.next());
+        *world.project.desired.lock().unwrap() = vec![DesiredDeployment {
+            api_id: event.artifact_id.clone(),
+            deployment_id: event.deployment_id.clone(),
+            deployed: true,
+            ..DesiredDeployment::default()
+        }];
+        let listed = async || {
+            let request = with_key(&token.token, ListGatewayDeploymentsRequest { since: None });
+            let list = world.internal().list_gateway_deployments(request).await.unwrap().into_inner();
+            list.deployments[0].deployed_at.unwrap().to_rfc3339().unwrap()
+        };
+        world.append(vec![event.clone()]).await;
+        let mut old = TestGateway::connect(&world, &token.token).await;
+        let first = old.event().await;
+        // The answer and the next sending cross on the way.
+        let mut new = TestGateway::connect(&world, &token.token).await;
+        let second = new.event().await;
+        old.ack(&first, None).await;
+        until("the first counts", async || listed().await == performed_at(&first)).await;
+        new.ack(&second, None).await;
+        until("the gateway now knows the second", async || listed().await == performed_at(&second)).await;
+        old.ack(&first, None).await;
+        new.only(&world, &gateway.id).await;
+        assert_eq!(listed().await, performed_at(&second), "it never goes back");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn artifacts_exist_or_not_in_the_order_of_the_question() {
     for world in worlds().await {
         let (_, token) = world.gateway("edge-1").await;

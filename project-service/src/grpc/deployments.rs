@@ -205,6 +205,7 @@ fn report(message: DeploymentReport) -> Option<Report> {
     let action = match message.action.as_str() {
         "deploy" => Some(domain::Action::Deploy),
         "undeploy" => Some(domain::Action::Undeploy),
+        "delete" => Some(domain::Action::Delete),
         _ => None,
     };
     let status = domain::Status::parse(message.status().as_str_name());

@@ -16,7 +16,7 @@ use trait_gen::trait_gen;
 use super::{SqlStore, apis::read_document, revisions::Freeze as _};
 use crate::domain::{
     deployments::{
-        CheckApi, Deployment, Report, Status,
+        Action, CheckApi, Deployment, Report, Status,
         events::{OutboxEvent, TOPIC},
     },
     revisions::NewRevision,
@@ -272,7 +272,7 @@ impl DeploymentStore for SqlStore<Pool> {
         for (i, (gateway, revision)) in order.gateways.iter().enumerate() {
             let row: Option<Row> = sqlx::query_as(
                 "UPDATE deployments SET is_desired = FALSE, status = $3, status_reason = '', requested_at = $4
-                 WHERE api_id = $1 AND gateway_id = $2 AND is_current AND is_desired
+                 WHERE api_id = $1 AND gateway_id = $2 AND is_current AND (is_desired OR status = $5)
                  RETURNING id, api_id, revision_id, gateway_id, name, vhost, display_on_devportal,
                    is_desired, status, status_reason, deployed_at, requested_at, success_at",
             )
@@ -280,6 +280,8 @@ impl DeploymentStore for SqlStore<Pool> {
             .bind(gateway)
             .bind(Status::Undeploying.as_str())
             .bind(order.requested_at)
+            // What the gateway failed to remove can be tried again.
+            .bind(Status::Failed.as_str())
             .fetch_optional(&mut *tx)
             .await?;
             let Some(row) = row else { return Ok(UndeployOutcome::NotDeployed(i)) };
@@ -313,13 +315,15 @@ impl DeploymentStore for SqlStore<Pool> {
             let reason = if next == Status::Failed { report.reason.as_str() } else { "" };
             let success = (next == Status::Deployed).then_some(report.reported_at);
             sqlx::query(
-                "UPDATE deployments SET status = $2, status_reason = $3, success_at = COALESCE($4, success_at)
+                "UPDATE deployments SET status = $2, status_reason = $3, success_at = COALESCE($4, success_at),
+                   is_desired = $5
                  WHERE id = $1",
             )
             .bind(&report.deployment_id)
             .bind(next.as_str())
             .bind(reason)
             .bind(success)
+            .bind(desired && report.action != Action::Delete)
             .execute(&mut *tx)
             .await?;
         }

@@ -1,3 +1,5 @@
+mod ends;
+
 use std::{sync::Arc, time::Duration};
 
 use project_service::domain::access::Role;

@@ -127,6 +127,58 @@ async fn what_is_not_acknowledged_comes_again_newer_and_under_another_id() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_acknowledgement_right_before_the_goodbye_counts() {
+    let suite = TestSuite::start().await;
+    let account = suite.account().await;
+    let gateway = account.gateway().await;
+    for round in 0..10 {
+        let mut apis = Vec::new();
+        for number in 0..5 {
+            let api = account.api(&format!("last-words-{round}-{number}")).await;
+            account.deploy(&api, &gateway.id).await.unwrap();
+            apis.push(api);
+        }
+        let mut link = gateway.client.connect().await.unwrap();
+        let mut events = Vec::new();
+        for _ in &apis {
+            events.push(link.expect_event("api.deployed", PATIENCE).await.unwrap());
+        }
+        for event in &events {
+            link.ack(event, "deploy", None).await.unwrap();
+        }
+        link.close().await;
+        // It does not come back to say it again.
+        for api in &apis {
+            account.wait_for_status(api, &gateway.id, "DEPLOYED").await;
+        }
+    }
+    suite.suite.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_ran_on_a_deleted_gateway_does_not_run_any_more() {
+    for suite in [TestSuite::start().await, TestSuite::on_postgres().await] {
+        let account = suite.account().await;
+        let gateway = account.gateway().await;
+        let (running, waiting) = (account.api("running").await, account.api("waiting").await);
+        account.deploy(&running, &gateway.id).await.unwrap();
+        let controller = gateway.run();
+        account.wait_for_status(&running, &gateway.id, "DEPLOYED").await;
+        controller.stop().await;
+        account.deploy(&waiting, &gateway.id).await.unwrap();
+        let path = format!("/api/v1/gateways/{}", gateway.id);
+        account.client.delete(&path).await.unwrap().expect(204).unwrap();
+        for api in [&running, &waiting] {
+            let state = account.wait_for_status(api, &gateway.id, "FAILED").await;
+            assert_eq!(state["statusReason"], "GATEWAY_DELETED");
+            assert_eq!((&state["deployedGatewayCount"], &state["liveGatewayCount"]), (&json!(0), &json!(0)));
+            account.client.delete(&format!("/api/v1/apis/{api}")).await.unwrap().expect(204).unwrap();
+        }
+        suite.suite.shutdown().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_gateway_fetches_what_it_is_to_run_and_nothing_else() {
     let suite = TestSuite::start().await;
     let account = suite.account().await;

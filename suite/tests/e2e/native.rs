@@ -2,8 +2,10 @@
 //! itself instead of a WebSocket.
 
 use futures_util::stream;
+use http::uri::PathAndQuery;
 use proto::{
     Contract,
+    auth::TokenPair,
     gateway::{
         DeploymentAck, GatewayFrame, Hello, PlatformFrame, gateway_frame,
         gateway_link_client::GatewayLinkClient, platform_frame,
@@ -12,7 +14,8 @@ use proto::{
 use serde_json::Value;
 use suite::grpc;
 use tokio::{sync::mpsc, time::timeout};
-use tonic::{Request, Streaming};
+use tonic::{Code, Request, Streaming, client::Grpc};
+use tonic_prost::ProstCodec;
 use tonic_reflection::pb::v1::{
     ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
     server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
@@ -38,6 +41,29 @@ async fn reflection_shows_every_service() {
         let name = service.full_name();
         assert!(!name.starts_with("tollgate.") || listed.iter().any(|one| one == name), "{name} is missing");
     }
+    suite.suite.shutdown().await;
+}
+
+/// A `LoginRequest` whose text is none.
+#[derive(Clone, PartialEq, prost::Message)]
+struct Unreadable {
+    #[prost(bytes = "vec", tag = "1")]
+    email: Vec<u8>,
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_is_none_is_the_callers_fault() {
+    let suite = TestSuite::start().await;
+    let mut client = Grpc::new(grpc::channel(&suite.client).unwrap());
+    client.ready().await.unwrap();
+    let codec = ProstCodec::<Unreadable, TokenPair>::default();
+    let path = PathAndQuery::from_static("/tollgate.auth.v1.AuthService/Login");
+    let request = Request::new(Unreadable { email: vec![0xff, 0xfe] });
+    let refused = client.unary(request, path, codec).await.unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument, "{refused:?}");
+    let error = service_kit::Error::from(refused);
+    assert_eq!(error.reason(), "MALFORMED_MESSAGE");
+    assert_eq!(error.violations()[0].field, "email");
     suite.suite.shutdown().await;
 }
 

@@ -60,6 +60,12 @@ async fn the_effective_configuration_can_be_seen_without_its_secrets() {
     let table: toml::Table = text.parse().unwrap();
     assert_eq!(table["edge"]["limits"]["credential_per_minute"].as_integer(), Some(1_000_000));
 
+    // What `up` would refuse is refused here too.
+    let config = config_file(folder.path(), "[project]\nlissten = 1\n").display().to_string();
+    let refused = tollgate(&["up", "--print-config", "--config", &config, "--listen", "127.0.0.1:0"]).await;
+    assert_eq!((refused.status.code(), refused.stdout.len()), (Some(1), 0));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("lissten"));
+
     let version = tollgate(&["--version"]).await;
     assert_eq!(String::from_utf8_lossy(&version.stdout), format!("tollgate {}\n", env!("CARGO_PKG_VERSION")));
 }

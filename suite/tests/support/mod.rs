@@ -5,7 +5,7 @@
 mod account;
 mod process;
 
-use std::{path::Path, time::Duration};
+use std::{net::SocketAddr, path::Path, time::Duration};
 
 use secrecy::ExposeSecret as _;
 use service_kit::testing::TestDatabase;
@@ -77,6 +77,12 @@ pub(crate) fn config_file(folder: &Path, more: &str) -> std::path::PathBuf {
 pub(crate) fn client(url: &str, ca: &Path) -> Client {
     service_kit::tls::install_provider();
     Client::new(url, &Trust::from_ca_file(ca).unwrap()).unwrap()
+}
+
+/// What an admin port answers: status and body.
+pub(crate) async fn admin(port: SocketAddr, path: &str) -> (u16, String) {
+    let answer = reqwest::get(format!("http://{port}{path}")).await.unwrap();
+    (answer.status().as_u16(), answer.text().await.unwrap())
 }
 
 /// Waits until `probe` says something.

@@ -92,9 +92,34 @@ async fn a_silent_gateway_is_cut_thirty_seconds_after_its_last_byte() {
 async fn a_gateway_that_takes_nothing_is_cut_after_ten_seconds() {
     let mut stage = Stage::set(1_024).await;
     stage.event(format!("\"{}\"", "x".repeat(8_000))).await;
+    // gateway-service ends the stream when the edge does.
+    stage.platform = mpsc::channel(1).0;
     let end = (&mut stage.session).await.unwrap();
     assert!(matches!(end, End::Stuck), "{end}");
     assert_eq!(stage.seconds(), 10);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_gateway_said_before_it_left_arrives() {
+    let mut stage = Stage::set(64 * 1_024).await;
+    stage.next().await;
+    for id in 0..3 {
+        stage.gateway.send(ack(&id.to_string())).await.unwrap();
+    }
+    stage.gateway.close(None).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    // An acknowledgement may still be on its way: a stream that is given up would not bring it.
+    assert!(!stage.platform.is_closed());
+    for id in 0..3 {
+        let frame = stage.frames.recv().await.unwrap().frame;
+        assert!(
+            matches!(frame, Some(gateway_frame::Frame::DeploymentAck(ack)) if ack.deployment_id == id.to_string())
+        );
+    }
+    assert!(stage.frames.recv().await.is_none());
+    stage.platform = mpsc::channel(1).0;
+    assert!(matches!(stage.session.await.unwrap(), End::PeerLeft));
+    assert!(stage.started.elapsed() < GOODBYE, "nobody waits in vain");
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,7 +1,8 @@
 //! The states of a deployment on one gateway, and which report moves which state.
 //!
 //! `PENDING → DELIVERED → DEPLOYED | FAILED`, then `UNDEPLOYING → UNDEPLOYED | FAILED`. Reports may come
-//! late, twice and out of order: a success counts whenever it comes, and nothing ever goes back.
+//! late, twice and out of order: a success counts whenever it comes, and nothing ever goes back. A
+//! deployment whose gateway is deleted has failed, whatever it was.
 
 /// What is known of a deployment on its gateway.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -27,6 +28,8 @@ pub enum Action {
     Deploy,
     /// To have it gone.
     Undeploy,
+    /// Nothing any more: the gateway itself was deleted.
+    Delete,
 }
 
 /// What a gateway reported of a deployment.
@@ -78,6 +81,7 @@ impl Status {
             (true, Action::Deploy, Pending | Delivered, Failed) => Some(Failed),
             (false, Action::Undeploy, Undeploying | Failed, Undeployed) => Some(Undeployed),
             (false, Action::Undeploy, Undeploying, Failed) => Some(Failed),
+            (_, Action::Delete, _, Failed) => Some(Failed),
             _ => None,
         }
     }
@@ -112,6 +116,7 @@ mod tests {
             "an answer to the deploy before"
         );
         assert_eq!(Pending.after(true, Action::Undeploy, Undeployed), None);
+        assert!(Status::ALL.iter().all(|any| any.after(true, Action::Delete, Failed) == Some(Failed)));
     }
 
     fn rank(status: Status) -> u8 {

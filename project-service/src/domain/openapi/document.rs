@@ -197,10 +197,19 @@ impl Walk {
         let rule = match message.find("must ") {
             // Our own rule; the YAML reader puts its idea of the path before it.
             Some(at) => message[at..].to_owned(),
-            None => format!("must be {format} without errors: {message}"),
+            None => match typed(message) {
+                Some((found, wanted)) => format!("must be {wanted}, not {found}"),
+                None => format!("must be {format} without errors: {message}"),
+            },
         };
         Error::field(shortened(&place, 300), shortened(&rule, 300))
     }
+}
+
+/// What was found and what was wanted, in serde's words for a value of the wrong type.
+fn typed(message: &str) -> Option<(&str, &str)> {
+    let (found, wanted) = message.split_once("invalid type: ")?.1.split_once(", expected ")?;
+    Some((found, wanted.split(" at line ").next().unwrap_or(wanted)))
 }
 
 /// At most `most` characters of a text.
@@ -228,13 +237,19 @@ impl Seed<'_> {
     }
 
     fn wrong<E: serde::de::Error>(&self, found: &str) -> Result<Node, E> {
-        let wanted = match self.shape {
-            Shape::Ignored => return Ok(Node::Null),
+        if matches!(self.shape, Shape::Ignored) {
+            return Ok(Node::Null);
+        }
+        Err(E::custom(format_args!("must be {}, not {found}", self.wanted())))
+    }
+
+    fn wanted(&self) -> &'static str {
+        match self.shape {
+            Shape::Ignored => "anything",
             Shape::Text => "a string",
             Shape::List(_) => "a list",
             Shape::Fields(_) | Shape::Entries(_) => "an object",
-        };
-        Err(E::custom(format_args!("must be {wanted}, not {found}")))
+        }
     }
 
     /// What is kept of a member, or `None` for what is not.
@@ -259,7 +274,7 @@ impl<'de> Visitor<'de> for Seed<'_> {
     type Value = Node;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a value of JSON's kinds")
+        f.write_str(self.wanted())
     }
 
     fn visit_none<E: serde::de::Error>(self) -> Result<Node, E> {

@@ -169,6 +169,13 @@ fn refusals_name_the_place() {
     }
     let json = r#"{"openapi":"3.0.0","servers":[{"url":"x"},{"url":["y"]}]}"#;
     assert_eq!(refused(json.as_bytes()).0, "definition.servers[1].url");
+    // A number that is meant as text is one in YAML only: JSON says which it is.
+    let number = r#"{"openapi":"3.0.0","info":{"title":"x","version":1.0}}"#;
+    let (at, why) = refused(number.as_bytes());
+    assert_eq!(
+        (at.as_str(), why.as_str()),
+        ("definition.info.version", "must be a string, not floating point `1.0`")
+    );
     let broken = "{\"openapi\":\"3.0.0\",\"paths\":{\"/pets\":{\"get\":{\"summary\":\"x\",}}}}";
     let (at, why) = refused(broken.as_bytes());
     assert_eq!(at, "definition.paths./pets.get");

@@ -1,0 +1,87 @@
+//! Refuses requests that do not say once, and readably, which host they are for.
+//!
+//! RFC 9112 §3.2: no `Host`, two of them, or one that is no host is a 400. RFC 9113 §8.3.1: over HTTP/2
+//! `Host` must not say something else than `:authority`. Nothing here decides by the name itself; a proxy
+//! in front may, and must not be fooled by a request that names two.
+
+use http::{StatusCode, Version, header, uri::Authority};
+use tower::{ServiceExt as _, service_fn};
+
+use super::{Next, Request};
+use crate::rescue::Refusal;
+
+pub(crate) fn wrap<S: Next<Refusal>>(inner: S) -> impl Next<Refusal> {
+    service_fn(move |request: Request| {
+        let inner = inner.clone();
+        async move {
+            match fault(&request) {
+                None => inner.oneshot(request).await,
+                Some(fault) => Err(Refusal::http(StatusCode::BAD_REQUEST, "INVALID_HOST", fault)),
+            }
+        }
+    })
+}
+
+/// What is wrong with the host of a request.
+fn fault<B>(request: &http::Request<B>) -> Option<&'static str> {
+    let mut hosts = request.headers().get_all(header::HOST).iter();
+    let host = match (hosts.next(), hosts.next()) {
+        (_, Some(_)) => return Some("there is more than one `Host` header"),
+        (Some(host), None) => match host.to_str().ok().and_then(|text| text.parse::<Authority>().ok()) {
+            Some(host) => Some(host),
+            None => return Some("the `Host` header is no host"),
+        },
+        (None, None) => None,
+    };
+    let target = request.uri().authority();
+    match request.version() {
+        Version::HTTP_11 if host.is_none() => return Some("the `Host` header is missing"),
+        Version::HTTP_2 if matches!((&host, target), (Some(host), Some(target)) if host != target) => {
+            return Some("the `Host` header is not the `:authority`");
+        }
+        _ => {}
+    }
+    let has_user = |authority: &Authority| authority.as_str().contains('@');
+    (host.as_ref().is_some_and(has_user) || target.is_some_and(has_user))
+        .then_some("the host must not come with a user")
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{Request, Version};
+
+    use super::fault;
+
+    fn verdict(version: Version, uri: &str, hosts: &[&[u8]]) -> Option<&'static str> {
+        let mut request = Request::builder().version(version).uri(uri);
+        for host in hosts {
+            request = request.header("host", *host);
+        }
+        fault(&request.body(()).unwrap())
+    }
+
+    #[test]
+    fn one_readable_host_passes() {
+        let h1 = Version::HTTP_11;
+        for host in ["localhost", "localhost:8443", "127.0.0.1", "[::1]:8443", "api.example.com", "EXAMPLE"] {
+            assert_eq!(verdict(h1, "/", &[host.as_bytes()]), None, "{host}");
+        }
+        // RFC 9112 §3.2.2: the target's authority wins over `Host`.
+        assert_eq!(verdict(h1, "http://other/", &[b"localhost"]), None);
+        assert_eq!(verdict(Version::HTTP_10, "/", &[]), None);
+        assert_eq!(verdict(Version::HTTP_2, "https://localhost/", &[]), None);
+        assert_eq!(verdict(Version::HTTP_2, "https://localhost/", &[b"LOCALHOST"]), None);
+    }
+
+    #[test]
+    fn no_host_two_hosts_and_no_hosts_are_refused() {
+        let h1 = Version::HTTP_11;
+        assert!(verdict(h1, "/", &[]).is_some());
+        assert!(verdict(h1, "/", &[b"a", b"a"]).is_some());
+        for host in [&b""[..], b"a/b", b"a b", b"a@b", b"\xff"] {
+            assert!(verdict(h1, "/", &[host]).is_some(), "{host:?}");
+        }
+        assert!(verdict(Version::HTTP_2, "https://localhost/", &[b"evil"]).is_some());
+        assert!(verdict(Version::HTTP_2, "https://me@localhost/", &[]).is_some());
+    }
+}
