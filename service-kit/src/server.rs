@@ -236,8 +236,3 @@ fn panicked(panic: Box<dyn std::any::Any + Send>) -> Response<Body> {
     let error = crate::Error::internal(anyhow::anyhow!("a handler panicked: {message}"));
     tonic::Status::from(error).into_http()
 }
-
-/// Wires extraction of the listeners' addresses into `HOST:PORT` text for clients.
-pub fn local_address(listener: &TcpListener) -> anyhow::Result<String> {
-    Ok(listener.local_addr()?.to_string())
-}

@@ -285,3 +285,19 @@ fn the_layers_of_the_edge_are_listed_in_their_order() {
     assert!(built.len() > 5, "the layers are no longer found");
     assert_eq!(told, built, "docs/edge-layers.md and edge-proxy/src/stack.rs");
 }
+
+#[test]
+fn outboxes_have_the_tables_that_the_kit_expects() {
+    let holds = |folder: &Path, wanted: &str| {
+        files(folder, &[".sql"]).iter().any(|file| read(file).contains(wanted.trim()))
+    };
+    for name in ["project-service", "gateway-service"] {
+        let migrations = root().join(name).join("migrations");
+        assert!(
+            holds(&migrations, service_kit::outbox::SCHEMA),
+            "{name}: other than service_kit::outbox::SCHEMA"
+        );
+    }
+    // The kit's own tests run on the same tables.
+    assert!(holds(&root().join("service-kit/tests/migrations"), service_kit::outbox::SCHEMA));
+}

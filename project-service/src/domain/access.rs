@@ -25,7 +25,6 @@ pub enum Role {
 
 /// Something that a role may hold: `resource:action`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[allow(missing_docs, reason = "the names say it all")]
 pub enum Permission {
     OrganizationsRead,
     OrganizationsWrite,

@@ -83,7 +83,6 @@ impl User {
             .max_decoding_message_size(64 * 1024 * 1024)
     }
 
-    #[allow(dead_code, reason = "used by the tests of deployments")]
     pub(crate) fn deployments(&self, service: &Service) -> DeploymentServiceClient<Channel> {
         DeploymentServiceClient::with_interceptor(service.edge(), self.bearer.clone())
     }
