@@ -41,7 +41,7 @@ lint: ## check the format and run clippy, warnings are errors
 docs: ## build the API documentation, broken links are errors
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --workspace --no-deps
 
-bench: ## measure the release build: memory, start, and what else is installed for it
+bench: ## measure the release build: memory, start, token verification, and what else is installed for it
 	@scripts/build-deps.sh
 	@bench/run.sh
 

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # What `make bench` runs: builds the release suite, starts it alone on free ports with its data in a
 # temporary folder, measures, prints a table, removes everything. docs/performance.md keeps the results.
-# STARTS=n warm starts (5), IDLE=n seconds before memory is read (5), CALLS=n calls (20000).
+# STARTS=n warm starts (5), IDLE=n seconds before memory is read (5), CALLS=n calls (20000), ROUNDS=n turns of
+# token verification (15).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -14,6 +15,7 @@ fi
 
 echo "building the release suite ..." >&2
 cargo build --quiet --locked --release -p suite --bin tollgate
+cargo bench --quiet --locked --no-run -p service-kit --bench verify
 binary=${CARGO_TARGET_DIR:-target}/release/tollgate
 
 work=$(mktemp -d)
@@ -105,3 +107,4 @@ else
     row "CPU of edge + service per REST call" "skipped" "-"
     echo "skipped: $call_skipped" >&2
 fi
+cargo bench --quiet --locked -p service-kit --bench verify

@@ -12,6 +12,13 @@ const FILES: &[&str] = &[
     "tollgate/common/v1/policy.proto",
     "tollgate/common/v1/page.proto",
     "tollgate/auth/v1/auth.proto",
+    "tollgate/auth/v1/session.proto",
+    "tollgate/auth/v1/second_factor.proto",
+    "tollgate/auth/v1/access_token.proto",
+    "tollgate/auth/v1/device.proto",
+    "tollgate/auth/v1/provider.proto",
+    "tollgate/auth/v1/audit.proto",
+    "tollgate/auth/v1/internal.proto",
     "tollgate/project/v1/organization.proto",
     "tollgate/project/v1/project.proto",
     "tollgate/project/v1/api_model.proto",
@@ -40,6 +47,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         // Transport-specific `connect` constructors are not needed: channels come from service-kit.
         .build_transport(false)
         .extern_path(".google.protobuf.Timestamp", "crate::time::Timestamp")
+        .extern_path(".google.protobuf.Struct", "::pbjson_types::Struct")
         // One deployment frame is far larger than a heartbeat; boxing costs more than it saves here.
         .type_attribute(
             "tollgate.gateway.v1.GatewayFrame.frame",

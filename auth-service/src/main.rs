@@ -4,5 +4,5 @@ use std::process::ExitCode;
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    service_kit::config::main(auth_service::NAME, auth_service::DEFAULTS, auth_service::start).await
+    auth_service::cli::main().await
 }

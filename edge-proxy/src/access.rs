@@ -1,34 +1,58 @@
 //! Whether a caller may make a call, before anything of it is read: the policy of the method decides.
 
-use http::{HeaderMap, HeaderName, header};
-use proto::{Access, MethodPolicy, policy::RateClass};
-use service_kit::{Error, Kind, Result};
+use http::{HeaderMap, HeaderName, HeaderValue, header};
+use proto::{Access, MethodPolicy};
+use service_kit::{Error, Kind};
 
-use crate::{Client, Edge};
+use crate::{Client, Edge, rescue::Refusal};
 
 /// The header of gateways' tokens.
 pub(crate) const API_KEY: HeaderName = HeaderName::from_static("api-key");
 
-/// Checks limits and credentials.
+/// The credentials that callers show, of which a method's service gets to see at most one.
+pub(crate) const CREDENTIALS: [HeaderName; 2] = [header::AUTHORIZATION, API_KEY];
+
+/// The credential that a method's service gets to see.
+pub(crate) type Credential = Option<(HeaderName, HeaderValue)>;
+
+/// Checks limits and credentials; returns the credential that travels on in place of what came.
 pub(crate) async fn admit(
     edge: &Edge,
     policy: &MethodPolicy,
-    client: Option<&Client>,
+    client: &Client,
     headers: &HeaderMap,
-) -> Result<()> {
-    if policy.rate_class == RateClass::Credential {
-        let client = client.ok_or_else(|| Error::internal(anyhow::anyhow!("a request without a peer")))?;
-        edge.credentials.check(client.addr.ip())?;
-    }
+) -> Result<Credential, Refusal> {
+    edge.limits.check(policy.rate_class, client.address)?;
     match policy.access {
-        Access::Public => Ok(()),
+        Access::Public => Ok(None),
         Access::User => {
+            let exchanged = exchanged(edge, client, headers).await?;
+            let headers = exchanged.as_ref().unwrap_or(headers);
             service_kit::access::authenticate(policy, headers, &edge.verifier).await?;
-            Ok(())
+            Ok(headers.get(header::AUTHORIZATION).cloned().map(|value| (header::AUTHORIZATION, value)))
         }
-        Access::Gateway => has_api_key(headers),
-        Access::Unspecified | Access::Service => Err(unknown_method()),
+        Access::Gateway => Ok(Some((API_KEY, api_key(headers)?.clone()))),
+        Access::Unspecified | Access::Service => Err(unknown_method().into()),
     }
+}
+
+/// The headers of a call by an opaque token, with an access token in its place; `None` for all others.
+async fn exchanged(edge: &Edge, client: &Client, headers: &HeaderMap) -> Result<Option<HeaderMap>, Refusal> {
+    let Some(text) = bearer(headers) else { return Ok(None) };
+    let info = client.info(headers);
+    let access = edge.exchange.access_token(text, &info, &edge.limits.credentials).await?;
+    let Some(access) = access else { return Ok(None) };
+    let mut value = HeaderValue::try_from(format!("Bearer {access}")).map_err(Error::internal)?;
+    value.set_sensitive(true);
+    Ok(Some(HeaderMap::from_iter([(header::AUTHORIZATION, value)])))
+}
+
+/// What follows `Bearer` where that stands once; of anything else `authenticate` says what is wrong.
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let mut values = headers.get_all(header::AUTHORIZATION).iter();
+    let (Some(value), None) = (values.next(), values.next()) else { return None };
+    let (scheme, token) = value.to_str().ok()?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }
 
 /// There is no such method, or none for callers from outside: both answer alike.
@@ -37,20 +61,11 @@ pub(crate) fn unknown_method() -> Error {
 }
 
 /// A token must be there; gateway-service says whether it is good.
-fn has_api_key(headers: &HeaderMap) -> Result<()> {
+fn api_key(headers: &HeaderMap) -> Result<&HeaderValue, Error> {
     let mut keys = headers.get_all(API_KEY).iter();
     match (keys.next(), keys.next()) {
-        (Some(key), None) if !key.is_empty() => Ok(()),
+        (Some(key), None) if !key.is_empty() => Ok(key),
         (Some(_), Some(_)) => Err(Error::unauthenticated("more than one `api-key` header")),
         _ => Err(Error::unauthenticated("a gateway's token is required in `api-key`")),
-    }
-}
-
-/// The credential that a method's service gets to see, and no other.
-pub(crate) fn credential(policy: &MethodPolicy) -> Option<HeaderName> {
-    match policy.access {
-        Access::User => Some(header::AUTHORIZATION),
-        Access::Gateway => Some(API_KEY),
-        Access::Public | Access::Service | Access::Unspecified => None,
     }
 }

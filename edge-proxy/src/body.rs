@@ -223,9 +223,11 @@ impl http_body::Body for Guarded {
             return Poll::Ready(None);
         }
         match Pin::new(&mut this.inner).poll_frame(cx) {
-            Poll::Ready(Some(Ok(frame))) => {
-                this.ended = frame.is_trailers();
-                if this.ended {
+            Poll::Ready(Some(Ok(mut frame))) => {
+                if let Some(trailers) = frame.trailers_mut() {
+                    // Cookies are for REST.
+                    trailers.remove(header::SET_COOKIE);
+                    this.ended = true;
                     this.alive = None;
                 }
                 Poll::Ready(Some(Ok(frame)))

@@ -17,6 +17,8 @@ pub struct Config {
     pub plain_listen: String,
     /// Whether to offer gRPC reflection.
     pub reflection: bool,
+    /// Networks (`10.0.0.0/8`) of the proxies in front, whose `X-Forwarded-For` is believed.
+    pub trusted_proxies: Vec<String>,
     /// Who the edge is towards the services.
     pub tls: TlsConfig,
     /// The certificate that clients see.
@@ -85,8 +87,14 @@ pub struct LimitsConfig {
     pub idle_seconds: u64,
     /// Milliseconds within which a request body must have arrived.
     pub request_body_ms: u64,
-    /// Calls of CREDENTIAL methods from one address in a minute.
+    /// Calls of CREDENTIAL methods from one address in a minute, failed exchanges of opaque tokens included.
     pub credential_per_minute: u32,
+    /// Calls of SIGN_UP methods from one address in an hour.
+    pub sign_up_per_hour: u32,
+    /// Calls of MAIL methods from one address in an hour.
+    pub mail_per_hour: u32,
+    /// Calls of REFRESH methods from one address in a minute.
+    pub refresh_per_minute: u32,
     /// Connection attempts of gateways from one address in a minute.
     pub gateway_connects_per_minute: u32,
 }

@@ -1,6 +1,6 @@
 //! What every request needs: the upstreams, the verifier, the route table, the limits.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::sync::Arc;
 
 use proto::MethodPolicy;
 use service_kit::{
@@ -9,17 +9,17 @@ use service_kit::{
     client::Upstream,
     shutdown::Tasks,
     tls::Identity,
-    token::{RemoteKeys, Verifier},
+    token::{RemoteAuthority, Verifier},
 };
-use tokio::sync::OwnedSemaphorePermit;
 use tonic::service::Routes;
 use tonic_health::ServingStatus;
 
 use crate::{
     Config, NAME,
+    client::TrustedProxies,
+    exchange::Exchange,
     health::Health,
-    listener::Ticket,
-    rate::AddressLimit,
+    rate::Limits,
     routes::{self, RouteTable},
     ws::Crowd,
 };
@@ -32,10 +32,12 @@ pub(crate) struct Edge {
     pub(crate) verifier: Verifier,
     pub(crate) ids: Ids,
     pub(crate) routes: RouteTable,
-    /// Sign-ups, logins, refreshes.
-    pub(crate) credentials: AddressLimit,
-    /// Connection attempts of gateways.
-    pub(crate) gateway_connects: AddressLimit,
+    /// Who is believed about addresses.
+    pub(crate) trusted_proxies: TrustedProxies,
+    /// Access tokens for opaque ones.
+    pub(crate) exchange: Exchange,
+    /// How often an address may do what.
+    pub(crate) limits: Limits,
     /// gateway-service again, over connections of their own for the links of gateways.
     pub(crate) gateway_links: Upstream,
     /// Open sockets of gateways.
@@ -44,22 +46,6 @@ pub(crate) struct Edge {
     pub(crate) tasks: Tasks,
     /// Health and reflection, which the edge answers itself.
     pub(crate) local: Routes,
-}
-
-/// The other end of the connection that a request came over; in the extensions of each request.
-///
-/// Whoever keeps it keeps the connection counted and busy: a response body that is still under way, and
-/// an upgraded connection, must hold on to it.
-#[derive(Debug, Clone)]
-pub(crate) struct Client {
-    /// Where it is.
-    pub(crate) addr: SocketAddr,
-    /// Whether it speaks TLS to us.
-    pub(crate) secure: bool,
-    /// Its place among the connections.
-    pub(crate) _place: Arc<OwnedSemaphorePermit>,
-    /// The request under way.
-    pub(crate) _ticket: Arc<Ticket>,
 }
 
 /// The services behind the edge.
@@ -71,7 +57,7 @@ pub(crate) struct Upstreams {
 }
 
 impl Edge {
-    pub(crate) fn new(config: Config, tasks: Tasks) -> anyhow::Result<Self> {
+    pub(crate) fn new(config: Config, tasks: Tasks, clock: Clock) -> anyhow::Result<Self> {
         let link = &config.gateway_link;
         anyhow::ensure!(
             link.dead_seconds > link.ping_seconds,
@@ -83,14 +69,16 @@ impl Edge {
             project: Upstream::new(&identity, "project-service", &config.upstreams.project)?,
             gateway: Upstream::new(&identity, "gateway-service", &config.upstreams.gateway)?,
         };
-        let clock = Clock::system();
-        let keys = RemoteKeys::new(upstreams.auth.clone());
+        let authority = RemoteAuthority::new(upstreams.auth.clone());
+        let verifier = Verifier::new(config.token.clone(), Arc::new(authority), clock.clone());
+        verifier.follow(&tasks);
         Ok(Self {
-            verifier: Verifier::new(config.token.clone(), Arc::new(keys), clock.clone()),
+            verifier,
             ids: Ids::new(clock.clone()),
             routes: routes::of_contract()?,
-            credentials: AddressLimit::per_minute(config.limits.credential_per_minute, clock.clone()),
-            gateway_connects: AddressLimit::per_minute(config.limits.gateway_connects_per_minute, clock),
+            trusted_proxies: TrustedProxies::read(&config.trusted_proxies)?,
+            exchange: Exchange::new(upstreams.auth.clone(), clock.clone()),
+            limits: Limits::new(&config.limits, &clock),
             gateway_links: Upstream::for_streams(&identity, "gateway-service", &config.upstreams.gateway)?,
             gateways: Arc::default(),
             health: Health::default(),

@@ -7,7 +7,8 @@ use tokio::time::Instant;
 use tower::ServiceExt as _;
 
 use crate::{
-    Body, Client, Edge, access,
+    Body, Client, Edge,
+    access::{self, Credential},
     body::{Counted, Guarded, Refused, too_large},
     layers::{Request, Response, trace::Noted},
     rescue::{self, Refusal},
@@ -99,13 +100,16 @@ async fn pass(
 ) -> Result<Response, Refusal> {
     let started = Instant::now();
     let (parts, body) = request.into_parts();
-    access::admit(edge, policy, parts.extensions.get::<Client>(), &parts.headers).await?;
+    let client = Client::of(&parts.extensions)?;
+    let credential = access::admit(edge, policy, client, &parts.headers).await?;
+    let info = client.info(&parts.headers);
     let upstream = edge.upstreams.of(policy).ok_or_else(access::unknown_method)?.clone();
 
     let limit = deadline(policy, &parts.headers)?;
     let deadline = limit.map(|limit| started + limit);
     let mut headers = parts.headers;
-    retain_metadata(&mut headers, policy);
+    retain_metadata(&mut headers, credential);
+    info.write(&mut headers);
     if let Some(limit) = limit {
         headers.insert("grpc-timeout", timeout_value(limit));
     }
@@ -140,7 +144,10 @@ async fn pass(
     };
     let streams = streaming || policy.descriptor.is_server_streaming();
     let stop = streams.then(|| edge.tasks.stopping().cancelled_owned());
-    Ok(response.map(|body| Body::new(Guarded::new(body, deadline, stop).keeping(alive))))
+    let (mut head, body) = response.into_parts();
+    // Cookies are for REST.
+    head.headers.remove(header::SET_COOKIE);
+    Ok(Response::from_parts(head, Body::new(Guarded::new(body, deadline, stop).keeping(alive))))
 }
 
 /// The service has not seen the whole message, and its silence is no fault of its own.
@@ -168,7 +175,7 @@ pub(crate) fn timeout_value(limit: std::time::Duration) -> HeaderValue {
 }
 
 /// Leaves the client's own metadata and the one credential that the method is about.
-fn retain_metadata(headers: &mut HeaderMap, policy: &MethodPolicy) {
+fn retain_metadata(headers: &mut HeaderMap, credential: Credential) {
     // RFC 9110 §7.6.1: what `Connection` names belongs to the connection too.
     let named: Vec<HeaderName> = headers
         .get_all(header::CONNECTION)
@@ -180,12 +187,10 @@ fn retain_metadata(headers: &mut HeaderMap, policy: &MethodPolicy) {
     for name in NOT_METADATA.iter().chain(&named) {
         headers.remove(name);
     }
-    let credential = access::credential(policy);
-    for name in [header::AUTHORIZATION, access::API_KEY] {
-        if credential.as_ref() != Some(&name) {
-            headers.remove(name);
-        }
+    for name in access::CREDENTIALS {
+        headers.remove(name);
     }
+    headers.extend(credential);
     headers.insert(header::TE, HeaderValue::from_static("trailers"));
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
 }

@@ -6,8 +6,11 @@
 
 mod access;
 mod body;
+mod client;
 mod config;
+mod cookies;
 mod edge;
+mod exchange;
 mod grpc;
 mod grpc_web;
 mod health;
@@ -26,12 +29,14 @@ pub use config::{Config, CorsConfig, GatewayLinkConfig, LimitsConfig, PublicTlsC
 use std::sync::Arc;
 
 use service_kit::{
+    Clock,
     server::{Listeners, Running},
     shutdown::Tasks,
 };
 pub(crate) use tonic::body::Body;
 
-pub(crate) use edge::{Client, Edge};
+pub(crate) use client::Client;
+pub(crate) use edge::Edge;
 
 /// The service's name.
 pub const NAME: &str = "edge-proxy";
@@ -41,9 +46,14 @@ pub const DEFAULTS: &str = include_str!("../config.default.toml");
 
 /// Serves on the sockets; returns at once.
 pub async fn start(config: Config, listeners: Listeners) -> anyhow::Result<Running> {
+    start_at(config, listeners, Clock::system()).await
+}
+
+/// As [`start`], in the time of `clock`: tests move it.
+pub async fn start_at(config: Config, listeners: Listeners, clock: Clock) -> anyhow::Result<Running> {
     let (addr, admin_addr) = (listeners.main.local_addr()?, listeners.admin.local_addr()?);
     let tasks = Tasks::new();
-    let edge = Arc::new(Edge::new(config, tasks.clone())?);
+    let edge = Arc::new(Edge::new(config, tasks.clone(), clock)?);
     let readiness = edge.readiness();
     service_kit::admin::spawn(&tasks, listeners.admin, readiness.clone());
     listener::spawn(&edge, listeners.main).await?;

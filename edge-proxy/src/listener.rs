@@ -11,6 +11,7 @@ use std::{
 };
 
 use anyhow::Context as _;
+use http::HeaderMap;
 use hyper::body::Incoming;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
@@ -129,7 +130,11 @@ impl<S: Next<Infallible>> Door<S> {
         stop: CancellationToken,
     ) -> anyhow::Result<()> {
         let secure = self.tls.is_some();
-        let client = move |ticket| Client { addr, secure, _place: place.clone(), _ticket: Arc::new(ticket) };
+        let edge = self.edge.clone();
+        let client = move |ticket, headers: &HeaderMap| {
+            let address = edge.trusted_proxies.client(addr, headers);
+            Client { address, secure, _place: place.clone(), _ticket: Arc::new(ticket) }
+        };
         socket.set_nodelay(true)?;
         let Some(acceptor) = &self.tls else {
             return self.serve(socket, builder(), client, stop).await;
@@ -147,7 +152,7 @@ impl<S: Next<Infallible>> Door<S> {
         self,
         stream: I,
         builder: auto::Builder<TokioExecutor>,
-        client: impl Fn(Ticket) -> Client,
+        client: impl Fn(Ticket, &HeaderMap) -> Client,
         stop: CancellationToken,
     ) -> anyhow::Result<()>
     where
@@ -157,7 +162,9 @@ impl<S: Next<Infallible>> Door<S> {
         let idle = Duration::from_secs(self.edge.config.limits.idle_seconds.max(1));
         let (stack, counted) = (self.stack, usage.clone());
         let service = hyper::service::service_fn(move |mut request: http::Request<Incoming>| {
-            request.extensions_mut().insert(client(counted.begin()));
+            // Here, while the headers are as they came: no layer keeps those of proxies.
+            let client = client(counted.begin(), request.headers());
+            request.extensions_mut().insert(client);
             stack.clone().oneshot(request)
         });
         let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);

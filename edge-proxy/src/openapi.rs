@@ -17,7 +17,7 @@ use proto::{Access, Contract, HttpBinding, MethodPolicy, docs::comment};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use crate::{Body, layers::Response};
+use crate::{Body, layers::Response, transcode::may_wait};
 use schema::Schemas;
 
 /// The path that the document is served at.
@@ -222,8 +222,13 @@ fn binary() -> Value {
 
 fn responses(method: &MethodPolicy, binding: &HttpBinding, schemas: &mut Schemas) -> Value {
     let output = method.descriptor.output();
-    let (status, success) = if output.full_name() == schema::EMPTY {
-        ("204", json!({"description": "Done."}))
+    let mut responses = Map::new();
+    if output.full_name() == schema::EMPTY {
+        let (status, text) = match method.accepted {
+            true => ("202", "Accepted: what comes of it is not told."),
+            false => ("204", "Done."),
+        };
+        responses.insert(status.into(), json!({"description": text}));
     } else {
         let content = if !binding.response_body.is_empty() {
             field_content(&output, &binding.response_body, schemas)
@@ -232,7 +237,11 @@ fn responses(method: &MethodPolicy, binding: &HttpBinding, schemas: &mut Schemas
         } else {
             json!({"application/json": {"schema": schemas.message(&output)}})
         };
-        match method.location.as_str() {
+        if may_wait(method) {
+            let text = "Accepted: it is created later, if at all; there is no id yet.";
+            responses.insert("202".into(), json!({"description": text, "content": content}));
+        }
+        let (status, success) = match method.location.as_str() {
             "" => ("200", json!({"description": "Done.", "content": content})),
             location => {
                 let location = json!({"description": location, "schema": {"type": "string"}});
@@ -241,11 +250,14 @@ fn responses(method: &MethodPolicy, binding: &HttpBinding, schemas: &mut Schemas
                     json!({"description": "Created.", "content": content, "headers": {"Location": location}}),
                 )
             }
-        }
-    };
+        };
+        responses.insert(status.into(), success);
+    }
     let error = if method.access == Access::Gateway { "InternalError" } else { "Problem" };
     let error = json!({"$ref": format!("#/components/responses/{error}")});
-    json!({status: success, "4XX": error, "5XX": error})
+    responses.insert("4XX".into(), error.clone());
+    responses.insert("5XX".into(), error);
+    responses.into()
 }
 
 /// What the edge answers itself.
@@ -301,7 +313,7 @@ fn components(schemas: Schemas) -> Value {
         },
         "securitySchemes": {
             "bearerAuth": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT",
-                "description": "The access token of a login."},
+                "description": "The access token of a login, a personal access token, or a key of a service account."},
             "gatewayKey": {"type": "apiKey", "in": "header", "name": "api-key",
                 "description": "The token of a gateway."},
         },

@@ -6,55 +6,159 @@ use std::{
     time::Duration,
 };
 
+use http::{HeaderName, HeaderValue};
+use proto::policy::RateClass;
 use service_kit::{Clock, Error, Kind, Result};
+
+use crate::{LimitsConfig, rescue::Refusal};
 
 /// How many addresses are remembered; beyond it the least used are forgotten.
 const MAX_ADDRESSES: u64 = 100_000;
 
+const MINUTE: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(3_600);
+
+const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
+const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
+
+/// The limits of addresses.
+#[derive(Debug)]
+pub(crate) struct Limits {
+    /// Checks of credentials, failed exchanges of opaque tokens included.
+    pub(crate) credentials: AddressLimit,
+    /// New accounts.
+    sign_ups: AddressLimit,
+    /// Calls that send mail.
+    mails: AddressLimit,
+    /// Exchanges of refresh tokens.
+    refreshes: AddressLimit,
+    /// Connection attempts of gateways.
+    pub(crate) gateway_connects: AddressLimit,
+}
+
+impl Limits {
+    pub(crate) fn new(config: &LimitsConfig, clock: &Clock) -> Self {
+        let limit = |name, permits, period| AddressLimit::new(name, permits, period, clock.clone());
+        Self {
+            credentials: limit("credential", config.credential_per_minute, MINUTE),
+            sign_ups: limit("sign-up", config.sign_up_per_hour, HOUR),
+            mails: limit("mail", config.mail_per_hour, HOUR),
+            refreshes: limit("refresh", config.refresh_per_minute, MINUTE),
+            gateway_connects: limit("gateway-connect", config.gateway_connects_per_minute, MINUTE),
+        }
+    }
+
+    /// Takes a permit for a call of this class.
+    pub(crate) fn check(&self, class: RateClass, address: IpAddr) -> Result<(), Exceeded> {
+        match class {
+            RateClass::Credential => self.credentials.check(address),
+            RateClass::SignUp => self.sign_ups.check(address),
+            RateClass::Mail => self.mails.check(address),
+            RateClass::Refresh => self.refreshes.check(address),
+            RateClass::Default | RateClass::Heavy => Ok(()),
+        }
+    }
+}
+
 /// A limit for each address (IPv6: for each /64, which is one customer's).
 #[derive(Debug)]
 pub(crate) struct AddressLimit {
-    per_minute: u32,
+    name: &'static str,
+    permits: u32,
+    period: Duration,
     clock: Clock,
     buckets: moka::sync::Cache<IpAddr, Arc<Mutex<Bucket>>>,
 }
 
 #[derive(Debug)]
 struct Bucket {
-    /// Thousandths of a permit.
+    /// Permits, in parts of which one grows in a millisecond: a permit is as many as the period has
+    /// milliseconds, so that nothing is lost to rounding.
     filled: u64,
     at: i64,
 }
 
+/// An address has used its permits up.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Exceeded {
+    name: &'static str,
+    permits: u32,
+    period: Duration,
+    /// When there will be a permit: whole seconds, at least one.
+    pub(crate) after: Duration,
+}
+
 impl AddressLimit {
-    /// `per_minute` permits a minute, all of which may be used at once.
-    pub(crate) fn per_minute(per_minute: u32, clock: Clock) -> Self {
+    /// `permits` in each `period`, all of which may be used at once.
+    pub(crate) fn new(name: &'static str, permits: u32, period: Duration, clock: Clock) -> Self {
         let buckets = moka::sync::Cache::builder()
             .max_capacity(MAX_ADDRESSES)
-            // A bucket is full again after a minute: forgetting it then changes nothing.
-            .time_to_idle(Duration::from_secs(90))
+            // A bucket is full again after a period: forgetting it then changes nothing.
+            .time_to_idle(period + period / 2)
             .build();
-        Self { per_minute, clock, buckets }
+        Self { name, permits, period, clock, buckets }
     }
 
-    /// Takes a permit of this address, or says when there will be one: RESOURCE_EXHAUSTED.
-    pub(crate) fn check(&self, address: IpAddr) -> Result<()> {
-        let now = self.clock.now_ms();
-        let full = u64::from(self.per_minute) * 1_000;
+    /// Takes a permit of this address, or says when there will be one.
+    pub(crate) fn check(&self, address: IpAddr) -> Result<(), Exceeded> {
+        let permit = self.permit();
+        self.with_bucket(address, |bucket| match bucket.filled.checked_sub(permit) {
+            Some(rest) => {
+                bucket.filled = rest;
+                Ok(())
+            }
+            None => {
+                let missing_ms = (permit - bucket.filled).div_ceil(u64::from(self.permits.max(1)));
+                let after = Duration::from_secs(missing_ms.div_ceil(1_000).max(1));
+                Err(Exceeded { name: self.name, permits: self.permits, period: self.period, after })
+            }
+        })
+    }
+
+    /// Gives a permit back that turned out not to be needed.
+    pub(crate) fn give_back(&self, address: IpAddr) {
+        let (full, permit) = (self.full(), self.permit());
+        self.with_bucket(address, |bucket| bucket.filled = full.min(bucket.filled + permit));
+    }
+
+    /// The parts that make a permit.
+    fn permit(&self) -> u64 {
+        u64::try_from(self.period.as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// The parts of a full bucket.
+    fn full(&self) -> u64 {
+        self.permit().saturating_mul(u64::from(self.permits))
+    }
+
+    fn with_bucket<T>(&self, address: IpAddr, act: impl FnOnce(&mut Bucket) -> T) -> T {
+        let (now, full) = (self.clock.now_ms(), self.full());
         let bucket = self
             .buckets
             .get_with(network_of(address), || Arc::new(Mutex::new(Bucket { filled: full, at: now })));
         let mut bucket = bucket.lock().unwrap_or_else(PoisonError::into_inner);
-        let elapsed = u64::try_from(now - bucket.at).unwrap_or(0).min(60_000);
-        bucket.filled = full.min(bucket.filled + elapsed * u64::from(self.per_minute) / 60);
+        let elapsed = u64::try_from(now - bucket.at).unwrap_or(0).min(self.permit());
+        bucket.filled = full.min(bucket.filled.saturating_add(elapsed * u64::from(self.permits)));
         bucket.at = now;
-        if let Some(rest) = bucket.filled.checked_sub(1_000) {
-            bucket.filled = rest;
-            return Ok(());
-        }
-        let missing_ms = (1_000 - bucket.filled) * 60 / u64::from(self.per_minute.max(1));
-        Err(Error::new(Kind::ResourceExhausted, "RATE_LIMITED", "too many attempts from this address")
-            .retry_after(Duration::from_secs(missing_ms.div_ceil(1_000).max(1))))
+        act(&mut bucket)
+    }
+}
+
+impl From<Exceeded> for Refusal {
+    /// 429 with the fields of draft-ietf-httpapi-ratelimit-headers.
+    fn from(Exceeded { name, permits, period, after }: Exceeded) -> Self {
+        let error =
+            Error::new(Kind::ResourceExhausted, "RATE_LIMITED", "too many attempts from this address");
+        let refusal = Self::from(error.retry_after(after));
+        let policy = format!("\"{name}\";q={permits};w={}", period.as_secs());
+        let limit = format!("\"{name}\";r=0;t={}", after.as_secs());
+        [(RATE_LIMIT_POLICY, policy), (RATE_LIMIT, limit)].into_iter().fold(
+            refusal,
+            |refusal, (header, text)| match HeaderValue::try_from(text) {
+                Ok(value) => refusal.with_header(header, value),
+                Err(_) => refusal,
+            },
+        )
     }
 }
 
@@ -71,21 +175,30 @@ fn network_of(address: IpAddr) -> IpAddr {
 
 #[cfg(test)]
 mod tests {
+    use std::{net::IpAddr, time::Duration};
+
     use service_kit::Clock;
 
-    use super::AddressLimit;
+    use super::{AddressLimit, HOUR, MINUTE};
+
+    fn limit(permits: u32, period: Duration, clock: &Clock) -> AddressLimit {
+        AddressLimit::new("test", permits, period, clock.clone())
+    }
+
+    fn address(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
 
     #[test]
     fn a_burst_is_allowed_and_then_the_pace_counts() {
         let clock = Clock::fixed(1_000_000);
-        let limit = AddressLimit::per_minute(30, clock.clone());
-        let address = "192.0.2.7".parse().unwrap();
+        let limit = limit(30, MINUTE, &clock);
+        let address = address("192.0.2.7");
         for _ in 0..30 {
             limit.check(address).unwrap();
         }
         let refused = limit.check(address).unwrap_err();
-        assert_eq!(refused.reason(), "RATE_LIMITED");
-        assert_eq!(refused.retry_delay(), Some(std::time::Duration::from_secs(2)));
+        assert_eq!(refused.after, Duration::from_secs(2));
         clock.advance_ms(2_000);
         limit.check(address).unwrap();
         assert!(limit.check(address).is_err());
@@ -98,15 +211,52 @@ mod tests {
     }
 
     #[test]
+    fn the_period_is_what_it_says() {
+        let clock = Clock::fixed(1_000_000);
+        let limit = limit(10, HOUR, &clock);
+        let address = address("192.0.2.7");
+        for _ in 0..10 {
+            limit.check(address).unwrap();
+        }
+        assert_eq!(limit.check(address).unwrap_err().after, Duration::from_secs(360));
+        // Seven milliseconds do not divide an hour, and yet the permit comes on time.
+        for _ in 0..51_428 {
+            clock.advance_ms(7);
+            assert!(limit.check(address).is_err());
+        }
+        clock.advance_ms(4);
+        limit.check(address).unwrap();
+        clock.advance_ms(10 * 3_600_000);
+        for _ in 0..10 {
+            limit.check(address).unwrap();
+        }
+        assert!(limit.check(address).is_err(), "a bucket holds no more than it may");
+    }
+
+    #[test]
+    fn what_is_given_back_can_be_taken_again() {
+        let limit = limit(2, MINUTE, &Clock::fixed(0));
+        let address = address("192.0.2.7");
+        limit.give_back(address);
+        for _ in 0..5 {
+            limit.check(address).unwrap();
+            limit.give_back(address);
+        }
+        limit.check(address).unwrap();
+        limit.check(address).unwrap();
+        assert!(limit.check(address).is_err());
+    }
+
+    #[test]
     fn a_network_of_ipv6_is_one_address() {
-        let limit = AddressLimit::per_minute(2, Clock::fixed(0));
-        limit.check("2001:db8:1:2::1".parse().unwrap()).unwrap();
-        limit.check("2001:db8:1:2:ffff::2".parse().unwrap()).unwrap();
-        assert!(limit.check("2001:db8:1:2::3".parse().unwrap()).is_err());
-        limit.check("2001:db8:1:3::1".parse().unwrap()).unwrap();
+        let limit = limit(2, MINUTE, &Clock::fixed(0));
+        limit.check(address("2001:db8:1:2::1")).unwrap();
+        limit.check(address("2001:db8:1:2:ffff::2")).unwrap();
+        assert!(limit.check(address("2001:db8:1:2::3")).is_err());
+        limit.check(address("2001:db8:1:3::1")).unwrap();
         // An IPv4 address written as IPv6 is the same caller.
-        limit.check("192.0.2.1".parse().unwrap()).unwrap();
-        limit.check("::ffff:192.0.2.1".parse().unwrap()).unwrap();
-        assert!(limit.check("192.0.2.1".parse().unwrap()).is_err());
+        limit.check(address("192.0.2.1")).unwrap();
+        limit.check(address("::ffff:192.0.2.1")).unwrap();
+        assert!(limit.check(address("192.0.2.1")).is_err());
     }
 }

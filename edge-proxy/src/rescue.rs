@@ -10,7 +10,7 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue, StatusCode, header};
 use http_body_util::Full;
 use serde::Serialize;
-use service_kit::{Error, Kind, error::FieldViolation};
+use service_kit::{Error, Kind, access::STEP_UP_REQUIRED, error::FieldViolation};
 
 use crate::{Body, layers::Response, layers::trace::Noted, routes::Protocol};
 
@@ -22,7 +22,7 @@ pub(crate) struct Refusal(Box<Inner>);
 struct Inner {
     error: Error,
     status: Option<StatusCode>,
-    header: Option<(HeaderName, HeaderValue)>,
+    headers: Vec<(HeaderName, HeaderValue)>,
     route: Option<&'static str>,
 }
 
@@ -35,7 +35,7 @@ pub(crate) struct Asked {
 
 impl From<Error> for Refusal {
     fn from(error: Error) -> Self {
-        Self(Box::new(Inner { error, status: None, header: None, route: None }))
+        Self(Box::new(Inner { error, status: None, headers: Vec::new(), route: None }))
     }
 }
 
@@ -44,6 +44,7 @@ impl Refusal {
     pub(crate) fn http(status: StatusCode, reason: &'static str, message: impl Into<String>) -> Self {
         let kind = match status {
             StatusCode::NOT_FOUND => Kind::NotFound,
+            StatusCode::FORBIDDEN => Kind::PermissionDenied,
             StatusCode::METHOD_NOT_ALLOWED | StatusCode::HTTP_VERSION_NOT_SUPPORTED => Kind::Unimplemented,
             StatusCode::REQUEST_TIMEOUT => Kind::DeadlineExceeded,
             StatusCode::PAYLOAD_TOO_LARGE | StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => {
@@ -58,7 +59,7 @@ impl Refusal {
 
     /// Adds a header to the reply.
     pub(crate) fn with_header(mut self, name: HeaderName, value: HeaderValue) -> Self {
-        self.0.header = Some((name, value));
+        self.0.headers.push((name, value));
         self
     }
 
@@ -71,14 +72,14 @@ impl Refusal {
 
 /// The reply to an error.
 pub(crate) fn reply(asked: &Asked, refusal: Refusal) -> Response {
-    let Inner { error, status, header, route } = *refusal.0;
+    let Inner { error, status, headers, route } = *refusal.0;
     let noted = Noted { route, code: Some(error.kind().code()) };
     let mut response = match asked.protocol {
         Protocol::Grpc | Protocol::GrpcWeb => grpc(asked.protocol, error),
         Protocol::Rest => rest(asked.uri.path(), error, status),
     };
-    if let Some((name, value)) = header {
-        response.headers_mut().insert(name, value);
+    for (name, value) in headers {
+        response.headers_mut().append(name, value);
     }
     response.extensions_mut().insert(noted);
     response
@@ -185,13 +186,15 @@ fn bounded(text: &str) -> Cow<'_, str> {
 }
 
 /// RFC 6750 §3: a bare challenge when no token came, the error's name when one came and was not good.
+/// RFC 9470 §3: what cures a proof that is not recent.
 fn challenge(error: &Error, internal: bool) -> Option<&'static str> {
     match (error.kind(), error.reason()) {
         (Kind::Unauthenticated, _) if internal => Some("ApiKey realm=\"tollgate\""),
         (Kind::Unauthenticated, "TOKEN_EXPIRED") => {
             Some("Bearer realm=\"tollgate\", error=\"invalid_token\", error_description=\"expired\"")
         }
-        (Kind::Unauthenticated, "INVALID_TOKEN") => {
+        (Kind::Unauthenticated, STEP_UP_REQUIRED) => Some(STEP_UP),
+        (Kind::Unauthenticated, "INVALID_TOKEN" | "TOKEN_REVOKED") => {
             Some("Bearer realm=\"tollgate\", error=\"invalid_token\"")
         }
         (Kind::Unauthenticated, _) => Some("Bearer realm=\"tollgate\""),
@@ -201,6 +204,10 @@ fn challenge(error: &Error, internal: bool) -> Option<&'static str> {
         _ => None,
     }
 }
+
+/// `max_age` is [`service_kit::access::RECENT`].
+const STEP_UP: &str =
+    "Bearer realm=\"tollgate\", error=\"insufficient_user_authentication\", max_age=\"600\"";
 
 /// Whole seconds, rounded up; what is not available now is worth another try in a second.
 fn retry_after(error: &Error) -> Option<HeaderValue> {
@@ -228,4 +235,12 @@ pub(crate) fn of_status(status: tonic::Status) -> Error {
 /// The call took longer than it may.
 pub(crate) fn late() -> Error {
     Error::new(Kind::DeadlineExceeded, "DEADLINE_EXCEEDED", "the call took longer than it may")
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_step_up_says_what_counts_as_recent() {
+        assert!(super::STEP_UP.ends_with(&format!("max_age=\"{}\"", service_kit::access::RECENT)));
+    }
 }

@@ -9,7 +9,7 @@ mod request;
 mod response;
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, Version, header, request::Parts};
+use http::{HeaderMap, HeaderValue, Method, Version, header, request::Parts};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use proto::{Access, HttpBinding, MethodPolicy};
@@ -19,11 +19,13 @@ use tokio::time::Instant;
 use tower::ServiceExt as _;
 
 use crate::{
-    Body, Client, Edge, access, body,
+    Body, Client, Edge, access, body, cookies,
     layers::{Response, request_id::X_REQUEST_ID},
     rescue::{self, Refusal},
 };
 use fields::Field;
+use response::Answer;
+pub(crate) use response::may_wait;
 
 /// How one HTTP method and path template reaches its RPC.
 #[derive(Debug)]
@@ -100,7 +102,12 @@ pub(crate) async fn serve(
 ) -> Result<Response, Refusal> {
     let started = Instant::now();
     let policy = route.policy;
-    access::admit(edge, policy, parts.extensions.get::<Client>(), &parts.headers).await?;
+    let client = Client::of(&parts.extensions)?;
+    let cookies = match policy.cookies {
+        true => cookies::incoming(parts, client, &edge.config.cors.allowed_origins)?,
+        false => None,
+    };
+    let credential = access::admit(edge, policy, client, &parts.headers).await?;
 
     let cap = policy.max_deadline.unwrap_or(proto::policy::DEFAULT_MAX_DEADLINE);
     let deadline = started + cap;
@@ -110,15 +117,21 @@ pub(crate) async fn serve(
     drop(body);
 
     let upstream = edge.upstreams.of(policy).ok_or_else(access::unknown_method)?.clone();
-    let request = call(route, parts, frame, deadline.saturating_duration_since(Instant::now()));
+    let mut request = call(route, frame, deadline.saturating_duration_since(Instant::now()));
+    let headers = request.headers_mut();
+    headers.extend(credential.into_iter().chain(cookies.map(|value| (header::COOKIE, value))));
+    headers.extend(parts.headers.get(X_REQUEST_ID).map(|id| (X_REQUEST_ID, id.clone())));
+    client.info(&parts.headers).write(headers);
     let answer = async {
         let answer = upstream.oneshot(request).await;
-        response::message(answer.map_err(|error| Error::unavailable("the service does not answer", error))?)
-            .await
+        let answer = answer.map_err(|error| Error::unavailable("the service does not answer", error))?;
+        Ok::<_, Error>(response::read(answer).await)
     };
     // The deadline is the edge's: dropping the call cancels it upstream, as does a client that leaves.
-    let message = tokio::time::timeout_at(deadline, answer).await.map_err(|_| rescue::late())??;
-    let mut reply = route.answer.reply(message, &policy.location)?;
+    let Answer { message, metadata } =
+        tokio::time::timeout_at(deadline, answer).await.map_err(|_| rescue::late())??;
+    let reply = message.and_then(|message| route.answer.reply(message, policy));
+    let mut reply = if policy.cookies { with_cookies(reply, &metadata)? } else { reply? };
     if policy.access == Access::Public && policy.cache_max_age_s > 0 {
         let rule = format!("public, max-age={}", policy.cache_max_age_s);
         reply
@@ -128,8 +141,23 @@ pub(crate) async fn serve(
     Ok(reply)
 }
 
-/// The gRPC request. Of the client's headers only its credential travels on.
-fn call(route: &Route, parts: &Parts, frame: Vec<u8>, rest: Duration) -> http::Request<Body> {
+/// Lets browsers keep what the service wants them to, also where it refuses.
+fn with_cookies(reply: Result<Response, Error>, metadata: &HeaderMap) -> Result<Response, Refusal> {
+    let set = metadata.get_all(header::SET_COOKIE).iter().cloned();
+    match reply {
+        Ok(mut reply) => {
+            reply.headers_mut().extend(set.map(|cookie| (header::SET_COOKIE, cookie)));
+            Ok(reply)
+        }
+        Err(error) => {
+            let add = |refusal: Refusal, cookie| refusal.with_header(header::SET_COOKIE, cookie);
+            Err(set.fold(error.into(), add))
+        }
+    }
+}
+
+/// The gRPC request, with none of the client's headers.
+fn call(route: &Route, frame: Vec<u8>, rest: Duration) -> http::Request<Body> {
     let mut request = http::Request::new(Body::new(Full::new(Bytes::from(frame))));
     *request.method_mut() = Method::POST;
     *request.version_mut() = Version::HTTP_2;
@@ -138,11 +166,6 @@ fn call(route: &Route, parts: &Parts, frame: Vec<u8>, rest: Duration) -> http::R
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     headers.insert(header::TE, HeaderValue::from_static("trailers"));
     headers.insert("grpc-timeout", crate::grpc::timeout_value(rest));
-    for name in access::credential(route.policy).into_iter().chain([X_REQUEST_ID]) {
-        if let Some(value) = parts.headers.get(&name) {
-            headers.insert(name, value.clone());
-        }
-    }
     request
 }
 

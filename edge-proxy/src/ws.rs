@@ -51,15 +51,17 @@ pub(crate) async fn connect(edge: &Arc<Edge>, request: Request) -> Response {
 async fn open(edge: &Arc<Edge>, mut request: Request) -> Result<Response, Refusal> {
     let accept = handshake::check(&request)?;
     let client = request.extensions().get::<Client>().cloned().ok_or(Refusal::Unavailable(None))?;
-    edge.gateway_connects
-        .check(client.addr.ip())
-        .map_err(|error| Refusal::TooManyRequests(error.retry_delay()))?;
+    edge.limits
+        .gateway_connects
+        .check(client.address)
+        .map_err(|exceeded| Refusal::TooManyRequests(Some(exceeded.after)))?;
     let key = api_key(request.headers())?;
     if edge.tasks.stopping().is_cancelled() {
         return Err(Refusal::Unavailable(None));
     }
-    let remote = client.addr.ip().to_canonical().to_string();
-    let link = Box::pin(link::open(&edge.gateway_links, key, remote.clone())).await?;
+    let info = client.info(request.headers());
+    let remote = info.address_text();
+    let link = Box::pin(link::open(&edge.gateway_links, key, info)).await?;
     let session = Box::new(Session::new(link, Timing::of(&edge.config.gateway_link)));
     let upgrade = hyper::upgrade::on(&mut request);
     // Boxed, as everything large on this path: what lives as long as a socket counts a thousandfold.

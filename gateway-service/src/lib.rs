@@ -28,7 +28,7 @@ use service_kit::{
     server::{GrpcServer, Listeners, Running, max_request_bytes},
     shutdown::Tasks,
     tls::Identity,
-    token::{RemoteKeys, Verifier},
+    token::{RemoteAuthority, Verifier},
 };
 use tonic::service::Routes;
 
@@ -60,7 +60,8 @@ pub async fn start(config: Config, listeners: Listeners) -> anyhow::Result<Runni
     let database = Database::open(&config.database, &sqlx::migrate!()).await?;
     let auth = Upstream::new(&identity, "auth-service", &config.upstreams.auth)?;
     let project = Upstream::new(&identity, "project-service", &config.upstreams.project)?;
-    let verifier = Verifier::new(config.token, Arc::new(RemoteKeys::new(auth)), clock.clone());
+    let verifier = Verifier::new(config.token, Arc::new(RemoteAuthority::new(auth)), clock.clone());
+    verifier.follow(&tasks);
     let parts = Service {
         link: config.link,
         stores: Stores::new(&database),

@@ -20,7 +20,7 @@ use service_kit::{
     server::{GrpcServer, Listeners, Running},
     shutdown::Tasks,
     tls::Identity,
-    token::{RemoteKeys, Verifier},
+    token::{RemoteAuthority, Verifier},
 };
 use tonic::service::Routes;
 
@@ -89,14 +89,15 @@ pub async fn start(config: Config, listeners: Listeners) -> anyhow::Result<Runni
     let delivery = Arc::new(Delivery::new(gateways, stores.deployments));
     Relay::spawn(&tasks, TOPIC, store::outbox(&database), delivery, nudge);
 
-    let routes = Routes::new(OrganizationGrpc { organizations }.server())
-        .add_service(AccessGrpc { access }.server())
+    let routes = Routes::new(OrganizationGrpc { organizations: organizations.clone() }.server())
+        .add_service(AccessGrpc { access, organizations }.server())
         .add_service(ProjectGrpc { projects }.server())
         .add_service(ApiGrpc { apis, revisions }.server())
         .add_service(DeploymentGrpc { deployments: deployments.clone() }.server())
         .add_service(DesiredStateGrpc { deployments }.server());
     let auth = Upstream::new(&identity, "auth-service", &config.upstreams.auth)?;
-    let verifier = Verifier::new(config.token, Arc::new(RemoteKeys::new(auth)), clock);
+    let verifier = Verifier::new(config.token, Arc::new(RemoteAuthority::new(auth)), clock);
+    verifier.follow(&tasks);
     let readiness = Readiness::new().with_database(&database);
     GrpcServer { name: NAME, identity, verifier, routes, tasks, readiness, reflection: config.reflection }
         .serve(listeners)

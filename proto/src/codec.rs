@@ -3,9 +3,12 @@
 //! The edge transcodes with this table: no message is known to it by type, and yet nothing is
 //! interpreted at run time.
 
+use std::io;
+
 use bytes::Bytes;
 use prost::Message;
 use serde::{Serialize, de::DeserializeOwned};
+use serde_json::ser::{CompactFormatter, Formatter, Serializer};
 
 /// JSON that does not fit a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -82,8 +85,25 @@ fn plainly(message: &str) -> String {
 fn to_json<T: Message + Default + Serialize>(bytes: Bytes) -> Result<Vec<u8>, JsonError> {
     let message =
         T::decode(bytes).map_err(|error| JsonError { path: String::new(), message: error.to_string() })?;
-    serde_json::to_vec(&message)
-        .map_err(|error| JsonError { path: String::new(), message: error.to_string() })
+    let mut text = Vec::with_capacity(128);
+    message
+        .serialize(&mut Serializer::with_formatter(&mut text, WholeNumbers))
+        .map_err(|error| JsonError { path: String::new(), message: error.to_string() })?;
+    Ok(text)
+}
+
+/// Prints whole numbers as such: those of `google.protobuf.Value` are all floating, and not every reader
+/// takes `300000.0` for an integer.
+struct WholeNumbers;
+
+impl Formatter for WholeNumbers {
+    fn write_f64<W: ?Sized + io::Write>(&mut self, writer: &mut W, value: f64) -> io::Result<()> {
+        // Up to here every integer is a floating number too.
+        if value.fract() == 0.0 && value.abs() < 9_007_199_254_740_992.0 {
+            return write!(writer, "{}", value as i64);
+        }
+        CompactFormatter.write_f64(writer, value)
+    }
 }
 
 #[cfg(test)]
@@ -104,6 +124,15 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part} is missing in {text}");
         }
+    }
+
+    #[test]
+    fn whole_numbers_print_as_integers() {
+        let codec = Codec::find("tollgate.auth.v1.PasskeyCeremony").unwrap();
+        let json = r#"{"ceremony":"c","options":{"n":[0,-7,300000,1.5,-0.25,9007199254740991,1e+300]}}"#;
+        let bytes = (codec.from_json)(json.as_bytes()).unwrap();
+        let text = String::from_utf8((codec.to_json)(bytes.into()).unwrap()).unwrap();
+        assert_eq!(text, json);
     }
 
     #[test]

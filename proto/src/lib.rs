@@ -9,7 +9,8 @@ pub mod docs;
 pub mod policy;
 pub mod time;
 
-pub use policy::{Access, Contract, HttpBinding, MethodPolicy};
+pub use pbjson_types::{ListValue, Struct, Value, value};
+pub use policy::{Access, Contract, HttpBinding, MethodPolicy, Proof};
 
 /// Every file of the contract, compiled, with comments and extension options.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

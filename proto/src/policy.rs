@@ -7,7 +7,7 @@ use prost_reflect::{DescriptorPool, DynamicMessage, MethodDescriptor, Value};
 
 use crate::google::api::{HttpRule, http_rule::Pattern};
 
-pub use crate::common::policy::{Access, RateClass};
+pub use crate::common::policy::{Access, Proof, RateClass};
 
 /// A request without a policy of its own may be this large.
 pub const DEFAULT_MAX_REQUEST_BYTES: usize = 1024 * 1024;
@@ -45,6 +45,12 @@ pub struct MethodPolicy {
     pub location: String,
     /// For how long anybody may keep the answer, in seconds; 0 for not at all. Only of PUBLIC methods.
     pub cache_max_age_s: u32,
+    /// How the user of a USER method must have proven who they are.
+    pub proof: Proof,
+    /// REST answers 202: the answer does not tell what comes of it.
+    pub accepted: bool,
+    /// Whether REST passes our cookies in and out.
+    pub cookies: bool,
     /// May be sent again after any failure, cached, sent as GET.
     pub no_side_effects: bool,
     /// May be sent again after any failure.
@@ -118,6 +124,9 @@ impl MethodPolicy {
             path: format!("/{}/{}", descriptor.parent_service().full_name(), descriptor.name()),
             access: policy.access(),
             rate_class: policy.rate_class(),
+            proof: policy.proof(),
+            accepted: policy.accepted,
+            cookies: policy.cookies,
             permission: policy.permission,
             max_deadline: (!streaming).then(|| match policy.max_deadline_ms {
                 0 => DEFAULT_MAX_DEADLINE,

@@ -7,7 +7,7 @@ use prost_reflect::{
     Cardinality, EnumDescriptor, FieldDescriptor, Kind, MessageDescriptor, MethodDescriptor,
     ServiceDescriptor,
 };
-use proto::{Access, Contract, HttpBinding, MethodPolicy, docs::comment};
+use proto::{Access, Contract, HttpBinding, MethodPolicy, Proof, docs::comment};
 
 /// Lists that are short by nature and come whole: a gateway's tokens are few.
 const WHOLE_LISTS: &[&str] = &["/tollgate.gateway.v1.GatewayService/ListTokens"];
@@ -106,13 +106,18 @@ fn every_rpc_says_who_may_call_it() {
                 wrong.push(format!("{path}: only USER methods have a permission"));
             }
             Access::Service if method.peers.is_empty() => wrong.push(format!("{path} admits no peer")),
+            Access::Public | Access::Gateway | Access::Service if method.proof != Proof::Any => {
+                wrong.push(format!("{path}: only users prove who they are"));
+            }
             Access::Service if !method.http.is_empty() => {
                 wrong.push(format!("{path} is for services and must not lie in REST"));
             }
             _ => {}
         }
         for peer in &method.peers {
-            if !peer.ends_with("-service") {
+            // The edge may call all others anyway.
+            let edge = peer == "edge-proxy" && method.access == Access::Service;
+            if !peer.ends_with("-service") && !edge {
                 wrong.push(format!("{path}: the peer {peer} is not a service"));
             }
         }
@@ -295,6 +300,9 @@ fn render_method(text: &mut String, method: &MethodDescriptor) {
     facts.extend((!policy.permission.is_empty()).then(|| policy.permission.clone()));
     facts.extend((!policy.peers.is_empty()).then(|| format!("from {}", policy.peers.join(" "))));
     facts.push(policy.rate_class.as_str_name().to_owned());
+    facts.extend((policy.proof != Proof::Any).then(|| policy.proof.as_str_name().to_owned()));
+    facts.extend(policy.accepted.then(|| "accepted".to_owned()));
+    facts.extend(policy.cookies.then(|| "cookies".to_owned()));
     facts.extend(policy.max_deadline.map(|deadline| format!("{} ms", deadline.as_millis())));
     facts.push(format!("{} bytes", policy.max_request_bytes));
     facts.push(if policy.no_side_effects {

@@ -13,14 +13,24 @@ use std::{
 };
 
 use http::{Request, Response};
-use proto::{Access, Contract, MethodPolicy};
+use proto::{Access, Contract, MethodPolicy, Proof};
 use tonic::{Status, body::Body};
 use tower::{Layer, Service};
 
 use crate::{
+    client_info::ClientInfo,
     error::{Error, Result},
     token::{Claims, Verifier},
 };
+
+/// For how long a proof of who somebody is counts as recent, in seconds.
+pub const RECENT: i64 = 600;
+
+/// The reason of an error that a new proof of the user cures (RFC 9470).
+pub const STEP_UP_REQUIRED: &str = "STEP_UP_REQUIRED";
+
+/// The one peer that knows clients.
+const EDGE: &str = "edge-proxy";
 
 /// The service at the other end of a connection, by its certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,7 +74,10 @@ impl AuthContext {
 
     /// Whether the token's scopes hold a permission. Scopes only narrow what the user may do.
     pub fn has_scope(&self, permission: &str) -> bool {
-        permission.is_empty() || self.claims.scope.split(' ').any(|scope| scope == "*" || scope == permission)
+        let holds = |scope: &str| {
+            scope == "*" || scope == permission || (scope == "*:read" && permission.ends_with(":read"))
+        };
+        permission.is_empty() || self.claims.scope.split(' ').any(holds)
     }
 }
 
@@ -97,7 +110,27 @@ pub async fn authenticate(
             format!("the token lacks the scope {}", policy.permission),
         ));
     }
+    check_proof(policy.proof, context.claims(), verifier.now_ms() / 1_000)?;
     Ok(Some(context))
+}
+
+/// Whether the user proved who they are in the way that a method needs.
+fn check_proof(proof: Proof, claims: &Claims, now: i64) -> Result<()> {
+    if proof != Proof::Any && !claims.is_interactive() {
+        return Err(Error::new(
+            crate::Kind::PermissionDenied,
+            "INTERACTIVE_LOGIN_REQUIRED",
+            "this needs the session of a person; personal access tokens and service accounts may not do it",
+        ));
+    }
+    if proof == Proof::Recent && now - claims.auth_time > RECENT {
+        return Err(Error::new(
+            crate::Kind::Unauthenticated,
+            STEP_UP_REQUIRED,
+            "this needs a proof of who you are from the last ten minutes; prove it again",
+        ));
+    }
+    Ok(())
 }
 
 /// Puts the wall in front of a service.
@@ -156,6 +189,9 @@ where
                 Ok(policy) => policy,
                 Err(error) => return Ok(refuse(error)),
             };
+            let of_edge = request.extensions().get::<Peer>().is_some_and(|peer| &*peer.0 == EDGE);
+            let client = if of_edge { ClientInfo::read(request.headers()) } else { ClientInfo::default() };
+            request.extensions_mut().insert(client);
             match authenticate(policy, request.headers(), &verifier).await {
                 Ok(Some(context)) => drop(request.extensions_mut().insert(context)),
                 Ok(None) => {}
@@ -257,34 +293,4 @@ pub fn timeout_of(headers: &http::HeaderMap) -> Option<Duration> {
 }
 
 #[cfg(test)]
-mod tests {
-    use tonic::Status;
-
-    use super::unread;
-    use crate::Kind;
-
-    #[test]
-    fn unreadable_messages_are_the_callers_fault() {
-        let text = "failed to decode Protobuf message: Api.backend_services: BackendService.name: \
-            invalid string value: data is not UTF-8 encoded";
-        let error = unread(&Status::internal(text).into_http()).unwrap();
-        assert_eq!((error.kind(), error.reason()), (Kind::InvalidArgument, "MALFORMED_MESSAGE"));
-        let [violation] = error.violations() else { panic!("{error:?}") };
-        assert_eq!(violation.field, "backendServices.name");
-        assert_eq!(violation.message, "cannot be read: invalid string value: data is not UTF-8 encoded");
-        let varint =
-            unread(&Status::internal("failed to decode Protobuf message: invalid varint").into_http());
-        assert!(varint.unwrap().violations().is_empty());
-    }
-
-    #[test]
-    fn what_is_our_fault_stays_so() {
-        for status in [
-            Status::internal("something went wrong on our side"),
-            Status::unavailable("failed to decode Protobuf message"),
-            Status::from(crate::Error::internal(anyhow::anyhow!("failed to decode Protobuf message"))),
-        ] {
-            assert!(unread(&status.into_http()).is_none());
-        }
-    }
-}
+mod tests;

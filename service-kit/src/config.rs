@@ -3,7 +3,7 @@
 use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::Context as _;
-use clap::Parser;
+use clap::{Args, Parser};
 use figment::{
     Figment,
     providers::{Env, Format as _, Toml},
@@ -16,18 +16,47 @@ use crate::{
     telemetry::TelemetryConfig,
 };
 
-/// The flags of every service.
-#[derive(Debug, Parser)]
-struct Flags {
+/// The flags of every service, and of the commands of those that have some: flatten them.
+#[derive(Debug, Clone, Args)]
+pub struct Flags {
     /// A TOML file over the defaults.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", global = true)]
     config: Option<PathBuf>,
     /// A single setting over everything else; may be repeated.
-    #[arg(long = "set", value_name = "KEY=VALUE")]
+    #[arg(long = "set", value_name = "KEY=VALUE", global = true)]
     set: Vec<String>,
     /// Print the effective configuration as TOML, secrets hidden, and exit.
-    #[arg(long)]
+    #[arg(long, global = true)]
     print_config: bool,
+}
+
+/// The command line of a service without commands.
+#[derive(Debug, Parser)]
+struct Cli {
+    #[command(flatten)]
+    flags: Flags,
+}
+
+impl Flags {
+    /// The layers of a service's configuration: its defaults, and what the flags put over them.
+    pub fn layers(&self, service: &str, defaults: &str) -> anyhow::Result<Layers> {
+        let mut layers = Layers::new(defaults, self.config.as_ref(), &env_prefix(service))?;
+        for setting in &self.set {
+            let (key, value) =
+                setting.split_once('=').with_context(|| format!("--set {setting}: no `=` in it"))?;
+            layers = layers.set(key, value);
+        }
+        Ok(layers)
+    }
+
+    /// Prints the configuration if the flags ask for that. Says whether they do: then there is nothing
+    /// else to be done.
+    pub fn print(&self, layers: &Layers) -> anyhow::Result<bool> {
+        if self.print_config {
+            std::io::Write::write_all(&mut std::io::stdout(), layers.print()?.as_bytes())?;
+        }
+        Ok(self.print_config)
+    }
 }
 
 /// The layers of a configuration.
@@ -99,7 +128,7 @@ fn is_secret(key: &str) -> bool {
     ["password", "secret", "token", "passphrase"].iter().any(|word| key.ends_with(word))
 }
 
-/// The `main` of a service: flags, configuration, telemetry, bind, start, run until a signal.
+/// The `main` of a service without commands.
 pub async fn main<C, F>(
     service: &'static str,
     defaults: &'static str,
@@ -109,7 +138,13 @@ where
     C: DeserializeOwned,
     F: Future<Output = anyhow::Result<Running>>,
 {
-    match run(service, defaults, start).await {
+    let flags = Cli::parse().flags;
+    report(service, serve(&flags, service, defaults, start).await)
+}
+
+/// The end of a process: an error goes to stderr.
+pub fn report(service: &str, outcome: anyhow::Result<()>) -> ExitCode {
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let _ = std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("{service}: {error:#}\n"));
@@ -118,7 +153,9 @@ where
     }
 }
 
-async fn run<C, F>(
+/// Serves as the flags say: configuration, telemetry, bind, start, run until a signal.
+pub async fn serve<C, F>(
+    flags: &Flags,
     service: &'static str,
     defaults: &'static str,
     start: fn(C, Listeners) -> F,
@@ -127,16 +164,10 @@ where
     C: DeserializeOwned,
     F: Future<Output = anyhow::Result<Running>>,
 {
-    let flags = Flags::parse();
-    let mut layers = Layers::new(defaults, flags.config.as_ref(), &env_prefix(service))?;
-    for setting in &flags.set {
-        let (key, value) =
-            setting.split_once('=').with_context(|| format!("--set {setting}: no `=` in it"))?;
-        layers = layers.set(key, value);
-    }
+    let layers = flags.layers(service, defaults)?;
     let config: C = layers.extract()?;
-    if flags.print_config {
-        return Ok(std::io::Write::write_all(&mut std::io::stdout(), layers.print()?.as_bytes())?);
+    if flags.print(&layers)? {
+        return Ok(());
     }
     let _telemetry = crate::telemetry::init(&layers.section::<TelemetryConfig>("telemetry")?, service)?;
     crate::tls::install_provider();

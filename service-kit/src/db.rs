@@ -47,18 +47,52 @@ pub struct SqlitePool {
 #[derive(Debug, Clone)]
 pub struct PostgresPool(PgPool);
 
+/// The migrations that a database has seen, as sqlx notes them.
+const APPLIED: &str = "SELECT version, checksum FROM _sqlx_migrations WHERE success ORDER BY version";
+
 impl Database {
     /// Opens the database and brings its schema up to date.
     pub async fn open(config: &DatabaseConfig, migrations: &Migrator) -> anyhow::Result<Self> {
+        let database = Self::connect(config, true).await?;
+        match &database {
+            Self::Sqlite(pool) => {
+                migrations.run(&pool.writer).await.context("cannot migrate the SQLite database")?;
+            }
+            Self::Postgres(pool) => {
+                pool.make_schema(&config.schema).await?;
+                migrations.run(&pool.0).await.context("cannot migrate the PostgreSQL database")?;
+            }
+        }
+        Ok(database)
+    }
+
+    /// Opens a database that is there, as it is: nothing is made or migrated. For commands beside a
+    /// running service, which must not take a wrong name for an empty database: an error unless it has
+    /// exactly the tables that `migrations` make.
+    pub async fn open_existing(config: &DatabaseConfig, migrations: &Migrator) -> anyhow::Result<Self> {
+        let database = Self::connect(config, false).await?;
+        let expected: Vec<(i64, Vec<u8>)> =
+            migrations.iter().map(|one| (one.version, one.checksum.to_vec())).collect();
+        let applied: sqlx::Result<Vec<(i64, Vec<u8>)>> = match &database {
+            Self::Sqlite(pool) => sqlx::query_as(APPLIED).fetch_all(pool.read()).await,
+            Self::Postgres(pool) => sqlx::query_as(APPLIED).fetch_all(pool.read()).await,
+        };
+        let problem = match applied {
+            // No such table; anything else is a problem of the connection.
+            Err(sqlx::Error::Database(_)) => "it has no tables of this service",
+            Err(error) => return Err(error).context("cannot read the database"),
+            Ok(applied) if applied == expected => return Ok(database),
+            Ok(_) => "its tables are of another service or version",
+        };
+        anyhow::bail!("is database.url the right one, and database.schema? {problem}")
+    }
+
+    async fn connect(config: &DatabaseConfig, create: bool) -> anyhow::Result<Self> {
         let url = config.url.expose_secret();
         if url.starts_with("sqlite:") {
-            let pool = SqlitePool::open(url, config.max_connections).await?;
-            migrations.run(&pool.writer).await.context("cannot migrate the SQLite database")?;
-            Ok(Self::Sqlite(pool))
+            Ok(Self::Sqlite(SqlitePool::open(url, config.max_connections, create).await?))
         } else if url.starts_with("postgres:") || url.starts_with("postgresql:") {
-            let pool = PostgresPool::open(url, config).await?;
-            migrations.run(&pool.0).await.context("cannot migrate the PostgreSQL database")?;
-            Ok(Self::Postgres(pool))
+            Ok(Self::Postgres(PostgresPool::open(url, config).await?))
         } else {
             anyhow::bail!("database.url must start with `sqlite:` or `postgres://`")
         }
@@ -85,10 +119,10 @@ impl Database {
 }
 
 impl SqlitePool {
-    async fn open(url: &str, readers: u32) -> anyhow::Result<Self> {
+    async fn open(url: &str, readers: u32, create: bool) -> anyhow::Result<Self> {
         let options = SqliteConnectOptions::from_str(url)
             .context("database.url is not a SQLite URL")?
-            .create_if_missing(true)
+            .create_if_missing(create)
             .journal_mode(SqliteJournalMode::Wal)
             // WAL with NORMAL survives a crash of the process without loss; FULL also a power cut.
             .synchronous(SqliteSynchronous::Full)
@@ -97,13 +131,9 @@ impl SqlitePool {
             .pragma("wal_autocheckpoint", "1000")
             .disable_statement_logging();
         let file = options.get_filename();
-        if let Some(folder) = file.parent().filter(|folder| *folder != Path::new("")) {
-            tokio::fs::create_dir_all(folder)
-                .await
-                .with_context(|| format!("cannot make the folder {}", folder.display()))?;
+        if create {
+            make_file(file).await?;
         }
-        // The log and index files beside it take over who may read them.
-        crate::secret_file::touch(file).with_context(|| format!("cannot make {}", file.display()))?;
         let writer = SqlitePoolOptions::new()
             .max_connections(1)
             .idle_timeout(None)
@@ -147,16 +177,17 @@ impl PostgresPool {
             .connect_with(options)
             .await
             .context("cannot connect to PostgreSQL")?;
-        // The name was checked above: an identifier cannot be a bound parameter.
-        let create = sqlx::AssertSqlSafe(format!("CREATE SCHEMA IF NOT EXISTS \"{schema}\""));
-        match sqlx::raw_sql(create).execute(&pool).await {
-            // Several instances may start at once; the schema is there either way.
-            Err(error) if !is_unique_violation(&error) => {
-                return Err(error).context("cannot make the schema");
-            }
-            _ => {}
-        }
         Ok(Self(pool))
+    }
+
+    async fn make_schema(&self, schema: &str) -> anyhow::Result<()> {
+        // `open` has checked the name: an identifier cannot be a bound parameter.
+        let create = sqlx::AssertSqlSafe(format!("CREATE SCHEMA IF NOT EXISTS \"{schema}\""));
+        match sqlx::raw_sql(create).execute(&self.0).await {
+            // Several instances may start at once; the schema is there either way.
+            Err(error) if !is_unique_violation(&error) => Err(error).context("cannot make the schema"),
+            _ => Ok(()),
+        }
     }
 
     /// Where queries run.
@@ -168,6 +199,17 @@ impl PostgresPool {
     pub async fn begin(&self) -> sqlx::Result<Transaction<'static, Postgres>> {
         self.0.begin().await
     }
+}
+
+/// Makes an empty database file and its folder, unless they are there.
+async fn make_file(file: &Path) -> anyhow::Result<()> {
+    if let Some(folder) = file.parent().filter(|folder| *folder != Path::new("")) {
+        tokio::fs::create_dir_all(folder)
+            .await
+            .with_context(|| format!("cannot make the folder {}", folder.display()))?;
+    }
+    // The log and index files beside it take over who may read them.
+    crate::secret_file::touch(file).with_context(|| format!("cannot make {}", file.display()))
 }
 
 /// Whether a statement failed because a row with the same unique key exists. SQLite names no

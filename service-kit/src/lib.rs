@@ -7,6 +7,7 @@ pub mod access;
 pub mod admin;
 pub mod bus;
 pub mod client;
+pub mod client_info;
 pub mod clock;
 pub mod config;
 pub mod db;
@@ -27,6 +28,7 @@ pub mod tls;
 pub mod token;
 
 pub use access::{AuthContext, Peer};
+pub use client_info::ClientInfo;
 pub use clock::Clock;
 pub use error::{Error, Kind, Result};
 pub use id::Ids;

@@ -1,5 +1,8 @@
 //! Helpers for tests: databases of both kinds that nobody else uses, an identity, a served service.
 
+pub mod properties;
+mod signer;
+
 use std::{
     path::PathBuf,
     process::{Child, Command, Stdio},
@@ -14,6 +17,8 @@ use secrecy::SecretString;
 use tempfile::TempDir;
 
 use crate::db::DatabaseConfig;
+
+pub use signer::Signer;
 
 /// A database for one test; gone when it is dropped.
 #[derive(Debug)]

@@ -1,27 +1,30 @@
 //! The one verifier of access tokens. Nothing else may decode a JWT.
 //!
 //! An access token is ES256, `typ: at+jwt`, with a `kid` out of the key set and no other header; `iss`
-//! and `aud` are one string each; it lives at most 15 minutes. A token that verified once is remembered
-//! until it expires.
+//! and `aud` are one string each; it lives at most 15 minutes; its session is not revoked. A token that
+//! verified once is remembered until it expires.
 
-use std::{
-    fmt,
-    sync::{Arc, PoisonError, RwLock},
-    time::Duration,
-};
+mod authority;
+mod keys;
+mod revocations;
+mod verified;
 
-use async_trait::async_trait;
+use std::{fmt, sync::Arc};
+
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
-use proto::auth::{GetJwksRequest, Jwk, Jwks, key_service_client::KeyServiceClient};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 
 use crate::{
     Clock,
-    client::Upstream,
     error::{Error, Result},
 };
+
+pub use authority::{Authority, Feed, RemoteAuthority};
+use keys::Keys;
+use revocations::{Judgement, Revocations};
+use verified::{Cache, Verified};
 
 /// The longest life of an access token, in seconds, whoever signed it.
 pub const MAX_LIFETIME: i64 = 900;
@@ -44,8 +47,14 @@ pub struct TokenConfig {
     pub audience: String,
 }
 
-/// The claims of an access token (RFC 9068).
+/// Says in `amr` that a personal access token stands behind an access token.
+pub const AMR_PERSONAL_TOKEN: &str = "pat";
+/// Says in `amr` that the key of a service account stands behind an access token.
+pub const AMR_SERVICE_KEY: &str = "svc";
+
+/// The claims of an access token (RFC 9068), and no others.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Claims {
     /// The issuer.
     pub iss: String,
@@ -64,12 +73,34 @@ pub struct Claims {
     pub jti: String,
     /// The client that asked for it.
     pub client_id: String,
-    /// The session's id.
+    /// What is revoked to end the token early: the session's id, or that of the opaque token behind it.
     pub sid: String,
-    /// The scopes, separated by spaces; `*` is every scope.
+    /// The scopes, separated by spaces; `*` is every scope, `*:read` every read.
     pub scope: String,
     /// When the user last proved who they are, in seconds.
     pub auth_time: i64,
+    /// How (RFC 8176): `pwd`, `otp`, `hwk`, `fed`; `pat` and `svc` for opaque tokens.
+    pub amr: Vec<String>,
+}
+
+impl Claims {
+    /// Whether a person is behind the token, and not an opaque token that a program keeps.
+    pub fn is_interactive(&self) -> bool {
+        !self.amr.iter().any(|method| method == AMR_PERSONAL_TOKEN || method == AMR_SERVICE_KEY)
+    }
+
+    fn has_expired(&self, now: i64) -> bool {
+        self.exp.saturating_add(LEEWAY) <= now
+    }
+
+    /// Whether its times are in order, and it says who, by what and how.
+    fn are_sound(&self, now: i64) -> bool {
+        let latest = now + LEEWAY;
+        let begun = self.iat <= latest && self.nbf.is_none_or(|nbf| nbf <= latest);
+        let short = self.exp.saturating_sub(self.iat) <= MAX_LIFETIME;
+        let proven = self.auth_time <= self.iat.saturating_add(LEEWAY) && !self.amr.is_empty();
+        begun && short && proven && ![&self.sub, &self.sid, &self.jti].iter().any(|text| text.is_empty())
+    }
 }
 
 #[derive(Deserialize)]
@@ -80,35 +111,6 @@ struct Header {
     kid: String,
 }
 
-/// Where the key set comes from.
-#[async_trait]
-pub trait KeySource: fmt::Debug + Send + Sync + 'static {
-    /// The public keys as they are now.
-    async fn jwks(&self) -> Result<Jwks>;
-}
-
-/// The key set of auth-service, asked over gRPC.
-#[derive(Debug, Clone)]
-pub struct RemoteKeys(KeyServiceClient<Upstream>);
-
-impl RemoteKeys {
-    /// Asks the auth-service behind `upstream`.
-    pub fn new(upstream: Upstream) -> Self {
-        Self(KeyServiceClient::new(upstream))
-    }
-}
-
-#[async_trait]
-impl KeySource for RemoteKeys {
-    async fn jwks(&self) -> Result<Jwks> {
-        match self.0.clone().get_jwks(GetJwksRequest {}).await {
-            Ok(answer) => Ok(answer.into_inner()),
-            // Whatever the reason: without keys nothing can be proven, which is no proof of a bad token.
-            Err(status) => Err(unreachable(status)),
-        }
-    }
-}
-
 /// Verifies access tokens. Clones share keys and cache.
 #[derive(Debug, Clone)]
 pub struct Verifier(Arc<Inner>);
@@ -116,10 +118,11 @@ pub struct Verifier(Arc<Inner>);
 struct Inner {
     config: TokenConfig,
     clock: Clock,
-    source: Arc<dyn KeySource>,
-    keys: RwLock<Vec<(String, Arc<DecodingKey>)>>,
+    authority: Arc<dyn Authority>,
+    keys: Keys,
     fetches: Mutex<Fetches>,
-    verified: moka::sync::Cache<Arc<str>, Arc<Claims>>,
+    revocations: Revocations,
+    verified: Cache,
 }
 
 /// When the key set was last asked for. Locked while it is: a burst of unknown keys asks once, and
@@ -137,33 +140,56 @@ impl fmt::Debug for Inner {
 }
 
 impl Verifier {
-    /// A verifier that fetches keys from `source` when it needs them.
-    pub fn new(config: TokenConfig, source: Arc<dyn KeySource>, clock: Clock) -> Self {
-        let verified = moka::sync::Cache::builder()
-            .max_capacity(20_000)
-            .time_to_live(Duration::from_secs(MAX_LIFETIME.unsigned_abs()))
-            .build();
+    /// A verifier that asks `authority` for keys when it needs them, and about each token until it
+    /// follows the feed of revocations ([`Self::follow`]).
+    pub fn new(config: TokenConfig, authority: Arc<dyn Authority>, clock: Clock) -> Self {
         Self(Arc::new(Inner {
             config,
             clock,
-            source,
-            keys: RwLock::default(),
+            authority,
+            keys: Keys::default(),
             fetches: Mutex::default(),
-            verified,
+            revocations: Revocations::default(),
+            verified: Cache::default(),
         }))
     }
 
-    /// The claims of a good token. UNAUTHENTICATED when it is not one; UNAVAILABLE when the keys
-    /// cannot be had, because doubt is not a proof.
+    /// The claims of a good token. UNAUTHENTICATED when it is not one; UNAVAILABLE when that cannot be
+    /// known, because doubt is not a proof.
     pub async fn verify(&self, token: &str) -> Result<Arc<Claims>> {
-        let now = self.0.clock.now_ms() / 1_000;
-        if let Some(claims) = self.0.verified.get(token) {
-            return if now < claims.exp + LEEWAY { Ok(claims) } else { Err(expired()) };
+        let now = self.now_ms();
+        let claims = match self.remembered(token, now / 1_000)? {
+            Some(claims) => claims,
+            None => self.examine(token, now / 1_000).await?,
+        };
+        match self.0.revocations.judge(&claims.sid, now) {
+            Judgement::Live => Ok(claims),
+            Judgement::Revoked => Err(revoked()),
+            Judgement::Unknown if self.0.authority.is_active(token, &claims).await? => Ok(claims),
+            Judgement::Unknown => Err(revoked()),
         }
+    }
+
+    /// The time by which tokens are judged, in Unix milliseconds.
+    pub fn now_ms(&self) -> i64 {
+        self.0.clock.now_ms()
+    }
+
+    /// A token that verified before, with a key that is still good.
+    fn remembered(&self, token: &str, now: i64) -> Result<Option<Arc<Claims>>> {
+        match self.0.verified.get(token) {
+            Some(Verified { claims, .. }) if claims.has_expired(now) => Err(expired()),
+            Some(Verified { claims, kid }) if self.0.keys.holds(&kid) => Ok(Some(claims)),
+            _ => Ok(None),
+        }
+    }
+
+    async fn examine(&self, token: &str, now: i64) -> Result<Arc<Claims>> {
         let kid = self.checked_kid(token)?;
         let key = self.key(&kid).await?;
         let claims = Arc::new(self.claims(token, &key, now)?);
-        self.0.verified.insert(Arc::from(token), claims.clone());
+        let verified = Verified { claims: claims.clone(), kid: kid.into() };
+        self.0.verified.insert(token, verified);
         Ok(claims)
     }
 
@@ -184,11 +210,11 @@ impl Verifier {
     }
 
     async fn key(&self, kid: &str) -> Result<Arc<DecodingKey>> {
-        if let Some(key) = self.known(kid) {
+        if let Some(key) = self.0.keys.get(kid) {
             return Ok(key);
         }
         let mut fetches = self.0.fetches.lock().await;
-        if let Some(key) = self.known(kid) {
+        if let Some(key) = self.0.keys.get(kid) {
             return Ok(key);
         }
         let now = self.0.clock.now_ms();
@@ -198,23 +224,29 @@ impl Verifier {
         if fetches.failed_at.is_some_and(|at| now - at < RETRY_MS) {
             return Err(unreachable(anyhow::anyhow!("the key set could not be had a moment ago")));
         }
-        match self.0.source.jwks().await {
+        self.fetch(&mut fetches).await?;
+        self.0.keys.get(kid).ok_or_else(|| invalid("its key is unknown"))
+    }
+
+    /// Fetches the key set, however recently it was.
+    async fn fetch_keys(&self) -> Result<()> {
+        let mut fetches = self.0.fetches.lock().await;
+        self.fetch(&mut fetches).await
+    }
+
+    async fn fetch(&self, fetches: &mut Fetches) -> Result<()> {
+        let now = self.0.clock.now_ms();
+        match self.0.authority.jwks().await {
             Ok(jwks) => {
                 fetches.succeeded_at = Some(now);
-                let keys = jwks.keys.iter().filter_map(decoding_key).collect();
-                *self.0.keys.write().unwrap_or_else(PoisonError::into_inner) = keys;
-                self.known(kid).ok_or_else(|| invalid("its key is unknown"))
+                self.0.keys.replace(&jwks);
+                Ok(())
             }
             Err(error) => {
-                fetches.failed_at = Some(self.0.clock.now_ms());
+                fetches.failed_at = Some(now);
                 Err(error)
             }
         }
-    }
-
-    fn known(&self, kid: &str) -> Option<Arc<DecodingKey>> {
-        let keys = self.0.keys.read().unwrap_or_else(PoisonError::into_inner);
-        keys.iter().find(|(known, _)| known == kid).map(|(_, key)| key.clone())
     }
 
     #[allow(clippy::disallowed_methods, reason = "the verifier is where decoding is allowed")]
@@ -230,28 +262,24 @@ impl Verifier {
         let claims = jsonwebtoken::decode::<Claims>(token, key, &rules)
             .map_err(|_| invalid("its signature or its claims are wrong"))?
             .claims;
-        if claims.exp + LEEWAY <= now {
+        if claims.has_expired(now) {
             return Err(expired());
         }
-        let early = claims.iat > now + LEEWAY || claims.nbf.is_some_and(|nbf| nbf > now + LEEWAY);
-        if early
-            || claims.exp - claims.iat > MAX_LIFETIME
-            || claims.iss != config.issuer
-            || claims.aud != config.audience
-        {
+        // Of a claim with several values jsonwebtoken takes one of ours as enough.
+        let ours = claims.iss == config.issuer && claims.aud == config.audience;
+        if !ours || !claims.are_sound(now) {
             return Err(invalid("its claims are wrong"));
         }
         Ok(claims)
     }
 }
 
-fn decoding_key(jwk: &Jwk) -> Option<(String, Arc<DecodingKey>)> {
-    let key = DecodingKey::from_ec_components(&jwk.x, &jwk.y).ok()?;
-    (jwk.alg == "ES256").then(|| (jwk.kid.clone(), Arc::new(key)))
-}
-
 fn invalid(why: &str) -> Error {
     Error::new(crate::Kind::Unauthenticated, "INVALID_TOKEN", format!("the access token is not valid: {why}"))
+}
+
+fn revoked() -> Error {
+    Error::new(crate::Kind::Unauthenticated, "TOKEN_REVOKED", "the session of the access token has ended")
 }
 
 fn unreachable(cause: impl Into<anyhow::Error>) -> Error {

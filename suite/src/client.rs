@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use bytes::Bytes;
 use reqwest::{
     Method, Url,
-    header::{CONTENT_TYPE, HeaderMap},
+    header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue},
 };
 use serde_json::Value;
 
@@ -22,6 +22,7 @@ pub struct Client {
     base: Url,
     trust: Trust,
     token: Option<String>,
+    headers: HeaderMap,
 }
 
 /// An answer, whatever it says.
@@ -47,12 +48,22 @@ impl Client {
             .no_proxy()
             .timeout(PATIENCE)
             .build()?;
-        Ok(Self { http, base, trust: trust.clone(), token: None })
+        Ok(Self { http, base, trust: trust.clone(), token: None, headers: HeaderMap::new() })
     }
 
     /// The same client with an access token.
     pub fn with_token(&self, token: &str) -> Self {
         Self { token: Some(token.to_owned()), ..self.clone() }
+    }
+
+    /// The same client with one more header on each request; a second value of a name is added.
+    ///
+    /// # Errors
+    /// When the name or the value is none of a header.
+    pub fn with_header(&self, name: &str, value: &str) -> anyhow::Result<Self> {
+        let mut headers = self.headers.clone();
+        headers.append(name.parse::<HeaderName>()?, value.parse::<HeaderValue>()?);
+        Ok(Self { headers, ..self.clone() })
     }
 
     /// The suite's address.
@@ -98,7 +109,8 @@ impl Client {
         media_type: &str,
         body: impl Into<Bytes>,
     ) -> anyhow::Result<Reply> {
-        let mut request = self.http.request(method.clone(), self.base.join(path)?);
+        let mut request =
+            self.http.request(method.clone(), self.base.join(path)?).headers(self.headers.clone());
         if let Some(token) = &self.token {
             request = request.bearer_auth(token);
         }

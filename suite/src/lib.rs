@@ -68,6 +68,8 @@ impl Suite {
         plan.connect("auth", auth.main.local_addr()?);
         plan.connect("project", project.main.local_addr()?);
         plan.connect("gateway", gateway.main.local_addr()?);
+        let url = public_url(&config.listen, edge.main.local_addr()?);
+        plan.publish(&url)?;
 
         // Channels connect when first used, so the order is that of the arrows and nothing more.
         let auth = Box::pin(start(&plan.auth, auth, auth_service::start)).await?;
@@ -75,7 +77,6 @@ impl Suite {
         let gateway = Box::pin(start(&plan.gateway, gateway, gateway_service::start)).await?;
         let edge = Box::pin(start(&plan.edge, edge, edge_proxy::start)).await?;
 
-        let url = public_url(&config.listen, edge.addr);
         let ca_file = ca_file(&config.data_dir);
         let suite = Self { auth, project, gateway, edge, url, ca_file };
         tokio::select! {

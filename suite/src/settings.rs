@@ -16,6 +16,22 @@ use crate::SuiteConfig;
 /// The folder that the services' defaults keep everything in.
 const DEFAULT_FOLDER: &str = "data/";
 
+/// What is otherwise in the suite than in services on their own: in one process it is for development. There
+/// mail may go nowhere, and one address is everybody.
+const DEVELOPMENT: &str = "
+[auth.account]
+verify_email = false
+
+[edge.limits]
+credential_per_minute = 60
+sign_up_per_hour = 600
+mail_per_hour = 600
+refresh_per_minute = 300
+";
+
+/// Where the application is, as the services' defaults say.
+const DEFAULT_URL: &str = "https://localhost:8443";
+
 /// The settings of all services.
 #[derive(Debug)]
 pub struct Plan {
@@ -86,6 +102,20 @@ impl Plan {
         }
     }
 
+    /// Links in mail lead to where the suite is, and passkeys belong there, unless the settings name another
+    /// place.
+    pub fn publish(&mut self, url: &str) -> anyhow::Result<()> {
+        let public_url: String = self.auth.layers.section("account.public_url")?;
+        if public_url == DEFAULT_URL {
+            self.auth.set("account.public_url", url);
+        }
+        let origins: Vec<String> = self.auth.layers.section("passkeys.origins")?;
+        if origins == [DEFAULT_URL] {
+            self.auth.layers = self.auth.layers.clone().set("passkeys.origins", &format!("[\"{url}\"]"));
+        }
+        Ok(())
+    }
+
     /// Whether every service would take its settings.
     ///
     /// # Errors
@@ -125,8 +155,10 @@ impl Service {
         let folder = folder.to_str().context("the data folder's name is not UTF-8")?;
         move_folder(&mut values, folder);
         if let Some(reflection) = values.get_mut("reflection") {
-            // The suite in one process is for development.
             *reflection = Value::Boolean(true);
+        }
+        if let Some(Value::Table(development)) = DEVELOPMENT.parse::<Table>()?.remove(section) {
+            merge(&mut values, development);
         }
         merge(&mut values, over);
         let upstreams = match values.get("upstreams") {
@@ -220,12 +252,33 @@ mod tests {
         }
         let printed = plan.print().unwrap();
         assert!(!printed.contains("\"data/") && !printed.contains(":data/"), "{printed}");
-        for wanted in ["sqlite:/x/y/auth.db", "sqlite:/x/y/project.db", "sqlite:/x/y/gateway.db", "[::1]:77"]
-        {
+        for wanted in [
+            "sqlite:/x/y/auth.db",
+            "sqlite:/x/y/project.db",
+            "sqlite:/x/y/gateway.db",
+            "/x/y/mail",
+            "/x/y/audit-heads",
+            "[::1]:77",
+        ] {
             assert!(printed.contains(wanted), "{wanted} is missing in {printed}");
         }
+        let table: toml::Table = printed.parse().unwrap();
+        assert_eq!(table["auth"]["upstreams"]["project"]["address"].as_str(), Some("[::1]:77"));
         assert!(!printed.contains("127.0.0.1:9001") && !printed.contains("127.0.0.1:12000"), "{printed}");
         plan.check().unwrap();
+    }
+
+    #[test]
+    fn links_lead_to_the_suite_unless_the_file_says_where() {
+        let mut plan_without = plan(None, "127.0.0.1:0").unwrap();
+        plan_without.publish("https://localhost:4711").unwrap();
+        let printed = plan_without.print().unwrap();
+        assert!(printed.contains("public_url = \"https://localhost:4711\""), "{printed}");
+        assert!(printed.contains("origins = [\"https://localhost:4711\"]"), "{printed}");
+        let file = "[auth.account]\npublic_url = \"https://app.example.com\"\n";
+        let mut plan_with = plan(Some(file), "127.0.0.1:0").unwrap();
+        plan_with.publish("https://localhost:4711").unwrap();
+        assert!(plan_with.print().unwrap().contains("public_url = \"https://app.example.com\""));
     }
 
     #[test]
@@ -234,6 +287,24 @@ mod tests {
         for wanted in ["127.0.0.1:9443", "127.0.0.1:9000", "127.0.0.1:10001", "127.0.0.1:12000"] {
             assert!(printed.contains(wanted), "{wanted} is missing in {printed}");
         }
+    }
+
+    #[test]
+    fn the_suite_is_for_development_unless_the_file_says_otherwise() {
+        let read = |file| plan(file, "127.0.0.1:0").unwrap().print().unwrap().parse::<toml::Table>().unwrap();
+        let table = read(None);
+        assert_eq!(table["auth"]["account"]["verify_email"].as_bool(), Some(false));
+        assert_eq!(table["auth"]["reflection"].as_bool(), Some(true));
+        let limit = |table: &toml::Table, name: &str| table["edge"]["limits"][name].as_integer();
+        assert_eq!(limit(&table, "credential_per_minute"), Some(60));
+        assert_eq!(limit(&table, "sign_up_per_hour"), Some(600));
+        assert_eq!(limit(&table, "gateway_connects_per_minute"), Some(10));
+        let file = "[auth.account]\nverify_email = true\n[edge.limits]\nsign_up_per_hour = 7\n";
+        let table = read(Some(file));
+        assert_eq!(table["auth"]["account"]["verify_email"].as_bool(), Some(true));
+        assert_eq!(limit(&table, "sign_up_per_hour"), Some(7));
+        assert_eq!(limit(&table, "refresh_per_minute"), Some(300));
+        assert_eq!(table["edge"]["limits"]["idle_seconds"].as_integer(), Some(300));
     }
 
     #[test]

@@ -3,6 +3,8 @@
 //! It walks the descriptors and builds requests from them, so a new RPC cannot be forgotten.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "access/belongings.rs"]
+mod belongings;
 #[path = "access/call.rs"]
 mod call;
 #[path = "access/requests.rs"]
@@ -10,8 +12,9 @@ mod requests;
 mod support;
 
 use bytes::Bytes;
-use proto::{Access, Contract, MethodPolicy};
+use proto::{Access, Contract, MethodPolicy, Proof};
 use service_kit::{
+    Error,
     client::{Upstream, UpstreamConfig},
     tls::DevCa,
 };
@@ -19,9 +22,10 @@ use suite::grpc;
 use tonic::{Code, Status, transport::Channel};
 
 use crate::{
+    belongings::{assert_all_there, ids_of, personal_token, service_account},
     call::{Credentials, call},
     requests::{Ids, names_something, request},
-    support::{Account, TestSuite},
+    support::{Provider, TestSuite, wait_for},
 };
 
 /// The services that have a port of their own, by the package of their methods.
@@ -29,6 +33,27 @@ const PACKAGES: [(&str, &str); 3] = [
     ("tollgate.auth.v1", "auth-service"),
     ("tollgate.project.v1", "project-service"),
     ("tollgate.gateway.v1", "gateway-service"),
+];
+
+/// All that nobody needs to log in for.
+const PUBLIC: [&str; 17] = [
+    "/tollgate.auth.v1.AuthService/Login",
+    "/tollgate.auth.v1.AuthService/Refresh",
+    "/tollgate.auth.v1.AuthService/RequestEmailVerification",
+    "/tollgate.auth.v1.AuthService/RequestPasswordReset",
+    "/tollgate.auth.v1.AuthService/ResetPassword",
+    "/tollgate.auth.v1.AuthService/SignUp",
+    "/tollgate.auth.v1.AuthService/VerifyEmail",
+    "/tollgate.auth.v1.DeviceService/ExchangeDeviceCode",
+    "/tollgate.auth.v1.DeviceService/StartDeviceAuthorization",
+    "/tollgate.auth.v1.KeyService/GetJwks",
+    "/tollgate.auth.v1.ProviderService/FinishProviderLogin",
+    "/tollgate.auth.v1.ProviderService/ListProviders",
+    "/tollgate.auth.v1.ProviderService/StartProviderLogin",
+    "/tollgate.auth.v1.SecondFactorService/FinishPasskeyLogin",
+    "/tollgate.auth.v1.SecondFactorService/StartPasskeyLogin",
+    "/tollgate.auth.v1.SecondFactorService/StartPasskeyVerification",
+    "/tollgate.auth.v1.SecondFactorService/VerifySecondFactor",
 ];
 
 fn methods(access: Access) -> Vec<&'static MethodPolicy> {
@@ -67,24 +92,6 @@ fn assert_none(wrong: &[String]) {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// Ids of things that exist and belong to `account`.
-async fn ids_of(account: &Account) -> Ids {
-    let api = account.api("theirs").await;
-    let gateway = account.gateway().await;
-    let deployment = account.deploy(&api, &gateway.id).await.unwrap();
-    let revision = account.deployments(&api).await[0]["revisionId"].as_str().unwrap().to_owned();
-    Ids {
-        organization: account.organization.clone(),
-        project: account.project.clone(),
-        user: account.user_id.clone(),
-        api,
-        revision,
-        gateway: gateway.id,
-        token: gateway.token_id,
-        deployment,
-    }
-}
-
 #[test]
 fn every_method_has_a_policy() {
     let without: Vec<_> = Contract::get()
@@ -98,11 +105,18 @@ fn every_method_has_a_policy() {
     }
 }
 
+#[test]
+fn what_is_open_to_everybody_is_listed_here() {
+    let open: Vec<&str> = methods(Access::Public).into_iter().map(|method| method.path.as_str()).collect();
+    assert_eq!(open, PUBLIC);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn through_the_edge_nobody_gets_in_without_proof() {
-    let suite = TestSuite::start().await;
+    let provider = Provider::start().await;
+    let suite = TestSuite::configured(&provider.settings()).await;
     let account = suite.account().await;
-    let ids = ids_of(&account).await;
+    let ids = ids_of(&account, &provider).await;
     let channel = grpc::channel(&suite.client).unwrap();
     let token = account.client.token().unwrap();
     let mut wrong = Vec::new();
@@ -130,18 +144,21 @@ async fn through_the_edge_nobody_gets_in_without_proof() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn another_organization_sees_nothing_on_sqlite() {
-    another_organization_sees_nothing(TestSuite::start().await).await;
+    let provider = Provider::start().await;
+    another_organization_sees_nothing(TestSuite::configured(&provider.settings()).await, &provider).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn another_organization_sees_nothing_on_postgresql() {
-    another_organization_sees_nothing(TestSuite::on_postgres().await).await;
+    let provider = Provider::start().await;
+    let suite = TestSuite::on_postgres_configured(&provider.settings()).await;
+    another_organization_sees_nothing(suite, &provider).await;
 }
 
 /// What belongs to others answers like what does not exist, to the letter.
-async fn another_organization_sees_nothing(suite: TestSuite) {
+async fn another_organization_sees_nothing(suite: TestSuite, provider: &Provider) {
     let (owner, stranger) = (suite.account().await, suite.account().await);
-    let theirs = ids_of(&owner).await;
+    let theirs = ids_of(&owner, provider).await;
     let nowhere = Ids::nowhere();
     let channel = grpc::channel(&suite.client).unwrap();
     let credentials = Credentials { bearer: stranger.client.token(), ..Credentials::default() };
@@ -162,14 +179,73 @@ async fn another_organization_sees_nothing(suite: TestSuite) {
         }
     }
     assert_none(&wrong);
-    assert!(tried >= 20, "only {tried} methods name something of an organization");
-    // All of it is still there for its owner.
-    let path = format!("/api/v1/apis/{}/deployments", theirs.api);
-    let deployments = owner.client.get(&path).await.unwrap().expect(200).unwrap();
-    assert_eq!(deployments["list"][0]["id"], theirs.deployment);
-    let path = format!("/api/v1/gateways/{}/tokens", theirs.gateway);
-    let tokens = owner.client.get(&path).await.unwrap().expect(200).unwrap();
-    assert_eq!((&tokens["count"], &tokens["list"][0]["status"]), (&1.into(), &"active".into()));
+    assert!(tried >= 40, "only {tried} methods name something of somebody");
+    assert_all_there(&owner, &theirs).await;
+    suite.suite.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_of_a_program_does_nothing_that_needs_a_person_or_another_scope() {
+    let provider = Provider::start().await;
+    let suite = TestSuite::configured(&provider.settings()).await;
+    let account = suite.account().await;
+    let ids = ids_of(&account, &provider).await;
+    let channel = grpc::channel(&suite.client).unwrap();
+    let everything = personal_token(&account, &["*"]).await.1;
+    let reading = personal_token(&account, &[]).await.1;
+    let mut wrong = Vec::new();
+    for method in methods(Access::User) {
+        for (bearer, refused, reason) in [
+            (&everything, method.proof != Proof::Any, "INTERACTIVE_LOGIN_REQUIRED"),
+            (&reading, !method.permission.ends_with(":read"), "INSUFFICIENT_SCOPE"),
+        ] {
+            if refused {
+                let credentials = Credentials { bearer: Some(bearer), ..Credentials::default() };
+                let answer = call(channel.clone(), method, request(method, &ids), &credentials).await;
+                if answer.clone().map_err(|status| Error::from(status).reason().to_owned())
+                    != Err(reason.to_owned())
+                {
+                    wrong.push(format!("{} not {reason}: {}", method.path, shown(&answer)));
+                }
+            }
+        }
+    }
+    assert_none(&wrong);
+    assert_all_there(&account, &ids).await;
+    suite.suite.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_viewer_changes_nothing() {
+    let provider = Provider::start().await;
+    let suite = TestSuite::configured(&provider.settings()).await;
+    let account = suite.account().await;
+    let ids = ids_of(&account, &provider).await;
+    let (viewer, _, key) = service_account(&account, "looks", "viewer").await;
+    let client = suite.client.with_token(&key);
+    wait_for("the viewer is a member", async || {
+        let reply = client.get(&format!("/api/v1/projects/{}", account.project)).await.unwrap();
+        (reply.status == 200).then_some(())
+    })
+    .await;
+    let channel = grpc::channel(&suite.client).unwrap();
+    let credentials = Credentials { bearer: Some(&key), ..Credentials::default() };
+    let (mut wrong, mut tried) = (Vec::new(), 0);
+    for method in methods(Access::User).into_iter().filter(|method| method.permission.ends_with(":write")) {
+        tried += 1;
+        let answer = call(channel.clone(), method, request(method, &ids), &credentials).await;
+        // A program has no profile that it could change.
+        let other =
+            if method.permission == "profile:write" { Code::NotFound } else { Code::PermissionDenied };
+        let wanted = [Code::PermissionDenied, other];
+        if !answer.as_ref().is_err_and(|status| wanted.contains(&status.code())) {
+            wrong.push(format!("{}: {}", method.path, shown(&answer)));
+        }
+    }
+    assert_none(&wrong);
+    assert!(tried >= 30, "only {tried} methods write");
+    account.client.delete(&format!("/api/v1/service-accounts/{viewer}")).await.unwrap().expect(204).unwrap();
+    assert_all_there(&account, &ids).await;
     suite.suite.shutdown().await;
 }
 

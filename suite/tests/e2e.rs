@@ -1,12 +1,16 @@
 //! The suite from the outside: real sockets, real clients, real gateways.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "e2e/attacks.rs"]
+mod attacks;
 #[path = "e2e/demo.rs"]
 mod demo;
 #[path = "e2e/edge.rs"]
 mod edge;
 #[path = "e2e/gateway_link.rs"]
 mod gateway_link;
+#[path = "e2e/identity.rs"]
+mod identity;
 #[path = "e2e/lifecycle.rs"]
 mod lifecycle;
 #[path = "e2e/native.rs"]

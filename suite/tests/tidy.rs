@@ -291,7 +291,7 @@ fn outboxes_have_the_tables_that_the_kit_expects() {
     let holds = |folder: &Path, wanted: &str| {
         files(folder, &[".sql"]).iter().any(|file| read(file).contains(wanted.trim()))
     };
-    for name in ["project-service", "gateway-service"] {
+    for name in ["auth-service", "project-service", "gateway-service"] {
         let migrations = root().join(name).join("migrations");
         assert!(
             holds(&migrations, service_kit::outbox::SCHEMA),

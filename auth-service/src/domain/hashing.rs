@@ -166,14 +166,21 @@ fn readable(stored: &str) -> Result<PasswordHash, &'static str> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use secrecy::SecretString;
     use service_kit::{Kind, field::Checks};
 
     use super::{Hasher, Verdict, readable};
     use crate::{config::PasswordConfig, domain::password::Password};
 
-    const COSTS: PasswordConfig =
-        PasswordConfig { min_length: 8, memory_kib: 64, iterations: 1, parallelism: 1 };
+    const COSTS: PasswordConfig = PasswordConfig {
+        min_length: 8,
+        blocklist_file: PathBuf::new(),
+        memory_kib: 64,
+        iterations: 1,
+        parallelism: 1,
+    };
 
     fn password(text: &str) -> Password {
         Password::check_login(&mut Checks::new(), &SecretString::from(text))

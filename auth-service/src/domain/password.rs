@@ -1,23 +1,96 @@
 //! The rules of passwords: length, and not one that an attacker tries first. No composition rules, no
 //! trimming, no case folding; Unicode is normalised (NFKC), so that two keyboards type the same password.
 
-use std::{collections::HashSet, sync::LazyLock};
+use std::{collections::HashSet, path::Path, sync::LazyLock};
 
+use anyhow::Context as _;
 use secrecy::{ExposeSecret as _, SecretString};
 use service_kit::field::Checks;
+use sha2::{Digest as _, Sha256};
 use unicode_normalization::UnicodeNormalization as _;
+use url::Url;
 
 use super::email::Email;
+use crate::config::Config;
 
 /// The most code points, before and after normalisation. Longer ones are refused, never cut.
 pub(crate) const MAX_LENGTH: usize = 128;
 
-/// Local parts shorter than this are in too many words to forbid them inside a password.
+/// Words shorter than this are in too many others to forbid them inside a password.
 const TELLING: usize = 4;
 
+/// Without the words that an attacker knows, this many code points must be left.
+const REST: usize = 6;
+
+const PRODUCT: &str = "tollgate";
+
 /// Passwords of at least 8 characters that attackers try first, in lower case, one a line.
+///
+/// NOTICE: the file is made of the list of common passwords of Django (django/contrib/auth, version 5.2), by
+/// Royce Williams and others, under the BSD 3-Clause licence, Copyright (c) Django Software Foundation and
+/// individual contributors, and of words of our own.
 static COMMON: LazyLock<HashSet<&'static str>> =
     LazyLock::new(|| include_str!("common_passwords.txt").lines().collect());
+
+/// What new passwords are judged by.
+#[derive(Debug)]
+pub(crate) struct Rules {
+    min: usize,
+    /// What this service is called: in lower case, longest first.
+    names: Vec<String>,
+    /// The operator's list, as the first 8 bytes of SHA-256, sorted: eight bytes for each password.
+    blocked: Vec<u64>,
+}
+
+impl Rules {
+    /// The rules of the settings. Fails when the list of passwords to refuse cannot be read.
+    pub(crate) fn load(config: &Config) -> anyhow::Result<Self> {
+        let file = &config.password.blocklist_file;
+        let blocked = if file.as_os_str().is_empty() { Vec::new() } else { read(file)? };
+        Ok(Self { min: config.password.min_length, names: names_of(&config.token.issuer), blocked })
+    }
+
+    fn is_common(&self, folded: &str) -> bool {
+        COMMON.contains(folded) || self.blocked.binary_search(&digest(folded)).is_ok()
+    }
+
+    /// Whether little is left of a password without the words that anybody knows.
+    fn is_telling(&self, folded: &str, name: &str) -> bool {
+        let name = fold(name.trim());
+        let joined: String = name.split_whitespace().collect();
+        let known = self.names.iter().chain([&name, &joined]).filter(|word| word.chars().count() >= TELLING);
+        let rest = known.fold(folded.to_owned(), |rest, word| rest.replace(word.as_str(), ""));
+        folded == name || (rest != folded && rest.chars().count() < REST)
+    }
+}
+
+/// The product, and the issuer's host with those of its labels that tell.
+fn names_of(issuer: &str) -> Vec<String> {
+    let host = Url::parse(issuer).ok().and_then(|url| url.host_str().map(fold)).unwrap_or_default();
+    let labels = host.rsplit('.').skip(1).map(str::to_owned);
+    let mut names: Vec<String> = labels.chain([host.clone(), PRODUCT.to_owned()]).collect();
+    names.sort_by_key(|name| std::cmp::Reverse(name.len()));
+    names.dedup();
+    names
+}
+
+fn read(file: &Path) -> anyhow::Result<Vec<u64>> {
+    let text = std::fs::read_to_string(file)
+        .with_context(|| format!("password.blocklist_file: cannot read {}", file.display()))?;
+    let mut blocked: Vec<u64> =
+        text.lines().filter(|line| !line.is_empty()).map(|line| digest(&fold(line))).collect();
+    blocked.sort_unstable();
+    blocked.dedup();
+    Ok(blocked)
+}
+
+fn fold(text: &str) -> String {
+    text.nfkc().collect::<String>().to_lowercase()
+}
+
+fn digest(folded: &str) -> u64 {
+    Sha256::digest(folded)[..8].iter().fold(0, |number, byte| number << 8 | u64::from(*byte))
+}
 
 /// A password in the form that is hashed.
 #[derive(Debug, Clone)]
@@ -26,35 +99,46 @@ pub(crate) struct Password(SecretString);
 impl Password {
     /// Reads the password of a login: any that an account may have had under earlier rules.
     pub(crate) fn check_login(checks: &mut Checks, text: &SecretString) -> Self {
+        Self::check_given(checks, "password", text)
+    }
+
+    /// The same, of another field.
+    pub(crate) fn check_given(checks: &mut Checks, field: &str, text: &SecretString) -> Self {
         let text = text.expose_secret();
-        checks.that(!text.is_empty(), "password", "is required");
-        checks.that(fits(text), "password", "must have at most 128 characters");
+        checks.that(!text.is_empty(), field, "is required");
+        checks.that(fits(text), field, "must have at most 128 characters");
         Self::normalise(text)
     }
 
     /// Reads a new password of the account with this address and name.
     pub(crate) fn check_new(
         checks: &mut Checks,
+        field: &str,
         text: &SecretString,
-        min: usize,
+        rules: &Rules,
         email: &Email,
         name: &str,
     ) -> Self {
         let password = Self::normalise(text.expose_secret());
         let normal = password.0.expose_secret();
         if !fits(text.expose_secret()) || !fits(normal) {
-            checks.that(false, "password", &format!("must have {min} to {MAX_LENGTH} characters"));
+            checks.that(false, field, &format!("must have {} to {MAX_LENGTH} characters", rules.min));
             return password;
         }
-        checks.length("password", normal, min, MAX_LENGTH);
+        checks.length(field, normal, rules.min, MAX_LENGTH);
         let folded = normal.to_lowercase();
         let local = email.local_part();
-        let tells = folded == local || (local.len() >= TELLING && folded.contains(local));
-        let is_name = folded == name.trim().nfkc().collect::<String>().to_lowercase();
-        checks.that(!COMMON.contains(folded.as_str()), "password", "is too common");
-        checks.that(!tells, "password", "must not contain the name in the e-mail address");
-        checks.that(!is_name, "password", "must not be the name");
+        let holds_local = folded == local || (local.len() >= TELLING && folded.contains(local));
+        let is_telling = rules.is_telling(&folded, name);
+        checks.that(!rules.is_common(&folded), field, "is too common");
+        checks.that(!holds_local, field, "must not contain the name in the e-mail address");
+        checks.that(!is_telling, field, "must not be made of the name, or of what this service is called");
         password
+    }
+
+    /// A recovery code in the form that is hashed: as a password is.
+    pub(crate) fn of_code(code: &SecretString) -> Self {
+        Self(code.clone())
     }
 
     /// The bytes to hash.
@@ -78,13 +162,21 @@ mod tests {
     use secrecy::SecretString;
     use service_kit::field::Checks;
 
-    use super::{COMMON, Email, MAX_LENGTH, Password};
+    use super::{COMMON, Email, MAX_LENGTH, Password, Rules, names_of, read};
 
-    fn refusal(text: &str, email: &str, name: &str) -> Option<String> {
+    fn rules() -> Rules {
+        Rules { min: 8, names: names_of("https://auth.acme-cloud.example:8443/x"), blocked: Vec::new() }
+    }
+
+    fn refusal_by(rules: &Rules, text: &str, email: &str, name: &str) -> Option<String> {
         let mut checks = Checks::new();
         let email = Email::check(&mut Checks::new(), email);
-        Password::check_new(&mut checks, &SecretString::from(text), 8, &email, name);
+        Password::check_new(&mut checks, "password", &SecretString::from(text), rules, &email, name);
         checks.done().err().map(|error| error.message().to_owned())
+    }
+
+    fn refusal(text: &str, email: &str, name: &str) -> Option<String> {
+        refusal_by(&rules(), text, email, name)
     }
 
     fn refused(text: &str) -> Option<String> {
@@ -117,8 +209,47 @@ mod tests {
     }
 
     #[test]
+    fn what_everybody_here_would_think_of_is_refused() {
+        for bad in [
+            "Tollgate2024!",
+            "tollgate-TOLLGATE",
+            "ＴＯＬＬＧＡＴＥ77",
+            "acme-cloud:1",
+            "auth.acme-cloud.example!",
+            "JoDoe-1-",
+            "jo doe!!1",
+            "tollgate jo doe",
+        ] {
+            let refused = refusal(bad, "bob@example.com", "Jo Doe");
+            assert!(refused.is_some_and(|rule| rule.contains("this service")), "{bad}");
+        }
+        for good in ["tollgate of the river", "joseph-doe-jr", "acme-cloud rains", "x1!kkqz+"] {
+            assert!(refusal(good, "bob@example.com", "Jo Doe").is_none(), "{good}");
+        }
+        // The minimum is a setting.
+        let strict = Rules { min: 15, ..rules() };
+        assert!(refusal_by(&strict, "x1!kkqz+x1!kkq", "bob@example.com", "Jo").is_some());
+        assert!(refusal_by(&strict, "x1!kkqz+x1!kkqz", "bob@example.com", "Jo").is_none());
+    }
+
+    #[test]
+    fn the_operators_list_counts_in_any_form() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("blocked.txt");
+        std::fs::write(&file, "Our-Canteen-7\r\n\nwinterreise 1827\n").unwrap();
+        let rules = Rules { blocked: read(&file).unwrap(), ..rules() };
+        for bad in ["our-canteen-7", "OUR-CANTEEN-7", "Winterreise 1827", "ｗinterreise 1827"] {
+            let refused = refusal_by(&rules, bad, "bob@example.com", "Bob");
+            assert_eq!(refused.as_deref(), Some("password is too common"), "{bad}");
+        }
+        assert!(refusal_by(&rules, "our-canteen-8", "bob@example.com", "Bob").is_none());
+        let error = read(&folder.path().join("none")).unwrap_err();
+        assert!(error.to_string().contains("password.blocklist_file"), "{error}");
+    }
+
+    #[test]
     fn the_list_is_what_it_says() {
-        assert!(COMMON.len() >= 300, "{}", COMMON.len());
+        assert!(COMMON.len() >= 3_000, "{}", COMMON.len());
         for word in COMMON.iter() {
             assert!(word.chars().count() >= 8 && word.to_lowercase() == **word, "{word}");
         }

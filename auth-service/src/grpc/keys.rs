@@ -1,20 +1,10 @@
-//! The public keys, for others over gRPC and for this service's own verifier.
-
-use proto::auth::{Jwk, Jwks};
-use service_kit::{Result, token::KeySource};
-use tonic::async_trait;
+//! The public keys.
 
 use crate::domain::keys::{KeyRing, PublicKey};
+use proto::auth::{Jwk, Jwks};
 
 pub(super) fn jwks(keys: &KeyRing) -> Jwks {
     Jwks { keys: keys.public().iter().map(encode).collect() }
-}
-
-#[async_trait]
-impl KeySource for KeyRing {
-    async fn jwks(&self) -> Result<Jwks> {
-        Ok(jwks(self))
-    }
 }
 
 fn encode(key: &PublicKey) -> Jwk {

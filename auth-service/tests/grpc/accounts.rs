@@ -1,9 +1,12 @@
 //! Sign-up and profile.
 
 use proto::auth::{GetProfileRequest, SignUpRequest, UpdateProfileRequest};
-use service_kit::Kind;
+use service_kit::{Kind, server::Listeners};
 
-use crate::harness::{Auth, PASSWORD, START, answer, fields, login, on_both, refusal, sign_up, with_token};
+use crate::{
+    harness::{Auth, PASSWORD, START, answer, fields, login, on_both, refusal, sign_up, with_token},
+    mail::letter,
+};
 
 #[tokio::test]
 async fn an_account_is_made_read_and_changed() {
@@ -13,6 +16,8 @@ async fn an_account_is_made_read_and_changed() {
         assert!(service_kit::id::is_id(&user.id), "{user:?}");
         assert_eq!((user.email.as_str(), user.name.as_str()), ("Jane.Doe@Example.com", "Jane Doe"));
         assert_eq!(user.created_at.unwrap().unix_ms(), START);
+        assert!(!user.email_verified);
+        assert_eq!(letter(&auth, 1).await.to, "Jane.Doe@Example.com");
 
         let read = client.get_profile(with_token(&pair.access_token, GetProfileRequest {})).await;
         assert_eq!(answer(read).unwrap(), user);
@@ -73,6 +78,8 @@ async fn garbage_names_every_bad_field_and_makes_nothing() {
             ("jane@example.com", "short-7", "Jane", &["password"]),
             ("jane@example.com", "password123", "Jane", &["password"]),
             ("jane@example.com", "my-jane-password", "Somebody", &["password"]),
+            ("jane@example.com", "Somebody-1!", "Somebody", &["password"]),
+            ("jane@example.com", "Tollgate-2025", "Jane", &["password"]),
             ("jane@example.com", &long, "Jane", &["password"]),
             ("jane@example.com", PASSWORD, "\u{1b}[31mJane\n", &["name"]),
             ("jane@example.com", PASSWORD, &long, &["name"]),
@@ -85,6 +92,27 @@ async fn garbage_names_every_bad_field_and_makes_nothing() {
         }
         // Nothing was made on the way.
         auth.user("jane@example.com").await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_operators_list_of_passwords_counts_or_the_service_does_not_start() {
+    on_both(async |auth: Auth| {
+        let file = auth.config.mail.folder.with_extension("blocklist");
+        std::fs::write(&file, "Our-Canteen-Has-Soup\n").unwrap();
+        let auth = auth.restart(|config| config.password.blocklist_file = file).await;
+        let password = "our-canteen-has-soup".to_owned();
+        let refused = auth.client().sign_up(SignUpRequest { password, ..sign_up("jane@example.com") }).await;
+        assert_eq!(fields(answer(refused)), ["password"]);
+        auth.user("jane@example.com").await;
+
+        let mut config = auth.config.clone();
+        config.password.blocklist_file.set_extension("gone");
+        let listeners = Listeners::bind("127.0.0.1:0", "127.0.0.1:0").await.unwrap();
+        let start = Box::pin(auth_service::start_at(config, listeners, auth.clock.clone()));
+        let error = start.await.unwrap_err().to_string();
+        assert!(error.contains("password.blocklist_file"), "{error}");
     })
     .await;
 }

@@ -70,7 +70,10 @@ impl Setup {
 
 impl Auth {
     pub(crate) async fn start(database: TestDatabase) -> Self {
-        let setup = Setup::new(database);
+        Self::over(Setup::new(database)).await
+    }
+
+    pub(crate) async fn over(setup: Setup) -> Self {
         Self { running: setup.launch().await, setup }
     }
 
@@ -108,6 +111,10 @@ fn config(database: &TestDatabase, folder: &TempDir) -> Config {
         .unwrap()
         .set("tls.dev_ca_dir", &path("tls"))
         .set("keys.sealing_key_file", &path("at-rest.key"))
+        .set("mail.folder", &path("mail"))
+        .set("audit.heads_folder", &path("heads"))
+        .set("audit.export_every", "3600")
+        .set("account.verify_email", "false")
         .extract()
         .unwrap();
     config.database = database.config.clone();
@@ -126,7 +133,7 @@ pub(crate) fn sign_up(email: &str) -> SignUpRequest {
 }
 
 pub(crate) async fn login(client: &Client, email: &str, password: &str) -> Result<TokenPair, Error> {
-    let request = LoginRequest { email: email.into(), password: password.into() };
+    let request = LoginRequest { email: email.into(), password: password.into(), ..LoginRequest::default() };
     answer(client.clone().login(request).await)
 }
 

@@ -8,10 +8,13 @@ use secrecy::ExposeSecret as _;
 use sqlx::{AssertSqlSafe, PgPool, SqlitePool};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use crate::harness::{Auth, PASSWORD, login, on_both, refresh, with_token};
+use crate::{
+    harness::{Auth, PASSWORD, login, on_both, refresh, with_token},
+    mail::letter,
+};
 
 /// Every row of every table of the service as text; bytes are hexadecimal in lower case.
-async fn dump(auth: &Auth) -> String {
+pub(crate) async fn dump(auth: &Auth) -> String {
     let url = auth.database.config.url.expose_secret();
     let rows = if url.starts_with("sqlite:") {
         dump_sqlite(&SqlitePool::connect(url).await.unwrap()).await
@@ -58,7 +61,7 @@ async fn dump_postgres(pool: &PgPool, schema: &str) -> Vec<String> {
     rows
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
@@ -79,10 +82,23 @@ async fn the_database_holds_no_secret() {
         }
         assert!(!dump.contains("canary") && !dump.contains(&hex(PASSWORD.as_bytes())));
         assert!(!dump.contains("nobody-at-all"), "an address without an account is stored");
-        for token in [&first.refresh_token, &second.refresh_token] {
+        // With a grace the successor of a token is kept, sealed.
+        let auth = auth.restart(|config| config.session.refresh_grace = 10).await;
+        let third = login(&auth.client(), "jane@example.com", PASSWORD).await.unwrap();
+        let fourth = refresh(&auth.client(), &third.refresh_token).await.unwrap();
+        let dump = dump + &self::dump(&auth).await;
+        assert!(dump.contains("known_devices: "), "the dump lacks the devices");
+        for token in [
+            &first.refresh_token,
+            &first.device_token,
+            &second.refresh_token,
+            &third.refresh_token,
+            &third.device_token,
+            &fourth.refresh_token,
+        ] {
             let raw = URL_SAFE_NO_PAD.decode(token).unwrap();
             let forms = [token.to_lowercase(), hex(token.as_bytes()), hex(&raw)];
-            assert!(forms.iter().all(|form| !dump.contains(form)), "a refresh token is stored");
+            assert!(forms.iter().all(|form| !dump.contains(form)), "a token is stored");
         }
         for token in [&first.access_token, &second.access_token] {
             let signature = token.rsplit('.').next().unwrap().to_lowercase();
@@ -117,13 +133,15 @@ async fn what_is_over_is_forgotten() {
         auth.user("jane@example.com").await;
         login(&auth.client(), "joan@example.com", "not-her-password").await.unwrap_err();
         let dump_before = dump(&auth).await;
-        assert!(dump_before.contains("sessions: ") && dump_before.contains("login_throttles: "));
+        for table in ["sessions: ", "login_throttles: ", "pending: "] {
+            assert!(dump_before.contains(table), "{table}");
+        }
         auth.clock.advance_ms(31 * 24 * 3_600 * 1_000);
         let auth = auth.restart(|_| {}).await;
         let gone = async {
             loop {
                 let rows = dump(&auth).await;
-                let old = ["sessions: ", "refresh_tokens: ", "login_throttles: "];
+                let old = ["sessions: ", "refresh_tokens: ", "login_throttles: ", "pending: "];
                 if !old.iter().any(|table| rows.contains(table)) {
                     assert!(rows.contains("users: "), "{rows}");
                     break;
@@ -156,12 +174,14 @@ async fn the_admin_port_tells_of_the_database_and_of_logins() {
     on_both(async |auth: Auth| {
         auth.user("jane@example.com").await;
         login(&auth.client(), "jane@example.com", "not-her-password").await.unwrap_err();
+        letter(&auth, 1).await;
         assert!(admin(&auth, "/readyz").await.starts_with("HTTP/1.1 200"));
         let metrics = admin(&auth, "/metrics").await;
         for outcome in ["success", "failure"] {
             let counter = format!("tollgate_logins_total{{outcome=\"{outcome}\"}} ");
             assert!(metrics.contains(&counter), "{metrics}");
         }
+        assert!(metrics.contains("tollgate_mail_total{outcome=\"sent\"} "), "{metrics}");
         assert!(!metrics.contains("jane") && !metrics.contains("canary"));
     })
     .await;

@@ -5,7 +5,7 @@ use std::{convert::Infallible, time::Duration};
 use anyhow::Context as _;
 use http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use tower::{Layer as _, ServiceExt as _, service_fn};
-use tower_http::cors::{AllowOrigin, CorsLayer};
+use tower_http::cors::{AllowCredentials, AllowOrigin, CorsLayer};
 
 use super::{Next, Request};
 use crate::config::CorsConfig;
@@ -29,6 +29,8 @@ const EXPOSED: &[&str] = &[
     "x-request-id",
     "location",
     "retry-after",
+    "ratelimit",
+    "ratelimit-policy",
     "www-authenticate",
 ];
 
@@ -42,8 +44,10 @@ pub(crate) fn rules(config: &CorsConfig) -> anyhow::Result<CorsLayer> {
         Ok(HeaderValue::try_from(origin)?)
     });
     let origins = origins.collect::<anyhow::Result<Vec<_>>>()?;
+    let known = origins.clone();
     Ok(CorsLayer::new()
         .allow_origin(AllowOrigin::list(origins))
+        .allow_credentials(AllowCredentials::predicate(move |origin, _| known.contains(origin)))
         .allow_methods([Method::GET, Method::HEAD, Method::POST, Method::PUT, Method::PATCH, Method::DELETE])
         .allow_headers(names(ALLOWED))
         .expose_headers(names(EXPOSED))

@@ -1,13 +1,15 @@
 //! Removes what only somebody in front of the edge, or the edge itself, may say about a caller.
 
 use http::{HeaderMap, HeaderName};
+use service_kit::client_info;
 use tower::ServiceExt as _;
 
 use super::{Next, Request};
 use crate::rescue::Refusal;
 
-const PREFIXES: &[&str] = &["x-forwarded-", "x-user-", "x-org-", "x-internal-", "grpc-internal-"];
-const NAMES: &[&str] = &["forwarded", "x-real-ip", "grpc-tags-bin", "grpc-trace-bin"];
+const PREFIXES: &[&str] =
+    &["x-forwarded-", "x-user-", "x-org-", "x-internal-", "grpc-internal-", client_info::PREFIX];
+const NAMES: &[&str] = &["forwarded", "x-real-ip", "true-client-ip", "grpc-tags-bin", "grpc-trace-bin"];
 
 pub(crate) fn wrap<S: Next<Refusal>>(inner: S) -> impl Next<Refusal> {
     inner.map_request(|mut request: Request| {
@@ -43,6 +45,10 @@ mod tests {
             "x-org-id",
             "x-internal-token",
             "x_request_id",
+            "true-client-ip",
+            "tollgate-client-address",
+            "tollgate-client-anything",
+            "tollgate_client_address",
             "grpc-trace-bin",
         ];
         let kept = ["authorization", "api-key", "content-type", "traceparent", "x-request-id", "accept"];

@@ -174,6 +174,7 @@ impl Drop for Record {
             target: "access",
             method = self.method,
             route = self.route.unwrap_or("-"),
+            client = self.client.as_ref().map(|client| tracing::field::display(client.address)),
             status = self.status,
             grpc = self.code.map(|code| code as i32),
             micros = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX),

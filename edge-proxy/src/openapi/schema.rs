@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 
 pub(super) const TIMESTAMP: &str = "google.protobuf.Timestamp";
 pub(super) const EMPTY: &str = "google.protobuf.Empty";
+const STRUCT: &str = "google.protobuf.Struct";
 
 /// The schemas that have been referred to, and the names of all that may be.
 #[derive(Debug)]
@@ -45,6 +46,7 @@ impl Schemas {
         match message.full_name() {
             TIMESTAMP => json!({"type": "string", "format": "date-time"}),
             EMPTY => json!({"type": "object"}),
+            STRUCT => json!({"type": "object", "additionalProperties": true}),
             full => {
                 let name = self.name(full);
                 if !self.made.contains_key(&name) {

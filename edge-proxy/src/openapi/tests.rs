@@ -140,6 +140,16 @@ fn details_are_those_of_the_edge() {
     let policy = &document["components"]["schemas"]["PolicyRef"]["properties"]["params"];
     assert_eq!(policy["additionalProperties"]["type"], "string");
 
+    let statuses = |path: &str| {
+        let responses = document["paths"][path]["post"]["responses"].as_object().unwrap().keys();
+        responses.filter(|status| status.starts_with('2')).cloned().collect::<Vec<_>>()
+    };
+    assert_eq!(statuses("/api/v1/auth/signup"), ["201", "202"]);
+    assert_eq!(statuses("/api/v1/auth/password/forgot"), ["202"]);
+    assert_eq!(statuses("/api/v1/apis/import"), ["201"]);
+    let ceremony = &document["components"]["schemas"]["PasskeyCeremony"]["properties"]["options"];
+    assert_eq!((&ceremony["type"], &ceremony["additionalProperties"]), (&"object".into(), &true.into()));
+
     let alias = &document["paths"]["/api/auth/login"]["post"];
     assert_eq!(alias["tags"][1], "alias");
     assert_eq!(alias["deprecated"], false);

@@ -8,7 +8,7 @@ use http_body_util::{BodyExt as _, Full};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use prost::Message as _;
 use prost_reflect::{Kind, MessageDescriptor};
-use proto::{codec::Codec, google::api::HttpBody};
+use proto::{Access, MethodPolicy, codec::Codec, google::api::HttpBody};
 use serde_json::value::RawValue;
 use service_kit::{Error, error::Result};
 use tonic::Status;
@@ -24,7 +24,7 @@ const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'
 /// What becomes of the response message.
 #[derive(Debug)]
 pub(super) enum Plan {
-    /// Nothing: 204.
+    /// Nothing.
     Empty,
     /// The bytes that it carries.
     Raw,
@@ -61,13 +61,14 @@ impl Plan {
         Ok(Self::Field { codec, name: field.json_name().to_owned(), absent })
     }
 
-    /// The reply that carries a message; `location` is the policy's template.
-    pub(super) fn reply(&self, message: Bytes, location: &str) -> Result<Response> {
+    /// The reply that carries a message, with the status that the policy wants.
+    pub(super) fn reply(&self, message: Bytes, policy: &MethodPolicy) -> Result<Response> {
         let json = |codec: &Codec| (codec.to_json)(message.clone()).map_err(Error::internal);
         let (text, content_type) = match self {
             Self::Empty => {
                 let mut response = Response::new(Body::empty());
-                *response.status_mut() = StatusCode::NO_CONTENT;
+                *response.status_mut() =
+                    if policy.accepted { StatusCode::ACCEPTED } else { StatusCode::NO_CONTENT };
                 return Ok(response);
             }
             Self::Raw => {
@@ -83,14 +84,26 @@ impl Plan {
                 (field.as_bytes().to_vec(), JSON)
             }
         };
-        if location.is_empty() {
+        if policy.location.is_empty() {
             return Ok(reply(StatusCode::OK, text.into(), content_type));
         }
-        let location = fill(location, &members(&text)?)?;
+        let created = members(&text)?;
+        if may_wait(policy) && created.get("id").is_none_or(|id| id.get() == "\"\"") {
+            return Ok(reply(StatusCode::ACCEPTED, text.into(), content_type));
+        }
+        let location = fill(&policy.location, &created)?;
         let mut response = reply(StatusCode::CREATED, text.into(), content_type);
         response.headers_mut().insert(header::LOCATION, location);
         Ok(response)
     }
+}
+
+/// Whether what a method creates may have to wait for something first: then the answer has no id yet, and is
+/// the same whatever becomes of it.
+pub(crate) fn may_wait(policy: &MethodPolicy) -> bool {
+    policy.access == Access::Public
+        && !policy.location.is_empty()
+        && policy.descriptor.output().get_field_by_name("id").is_some()
 }
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
@@ -132,12 +145,27 @@ fn fill(template: &str, members: &Members<'_>) -> Result<HeaderValue> {
     HeaderValue::try_from(filled).map_err(Error::internal)
 }
 
-/// The one message of a unary answer, or the error that came in its place.
-pub(super) async fn message(answer: http::Response<Body>) -> Result<Bytes> {
-    if let Some(status) = Status::from_header_map(answer.headers()) {
-        check(status)?;
-    }
-    let mut body = answer.into_body();
+/// A unary answer.
+#[derive(Debug)]
+pub(super) struct Answer {
+    /// Its one message, or the error that came in its place.
+    pub(super) message: Result<Bytes>,
+    /// What came with it: headers, and trailers where they were read.
+    pub(super) metadata: HeaderMap,
+}
+
+/// Reads a unary answer to its end.
+pub(super) async fn read(answer: http::Response<Body>) -> Answer {
+    let (parts, body) = answer.into_parts();
+    let mut metadata = parts.headers;
+    let message = match Status::from_header_map(&metadata).map_or(Ok(()), check) {
+        Ok(()) => message(body, &mut metadata).await,
+        Err(error) => Err(error),
+    };
+    Answer { message, metadata }
+}
+
+async fn message(mut body: Body, metadata: &mut HeaderMap) -> Result<Bytes> {
     let mut first = Bytes::new();
     let mut gathered = BytesMut::new();
     let mut trailers = None;
@@ -159,6 +187,7 @@ pub(super) async fn message(answer: http::Response<Body>) -> Result<Bytes> {
         }
     }
     let status = trailers.as_ref().and_then(|trailers: &HeaderMap| Status::from_header_map(trailers));
+    metadata.extend(trailers.unwrap_or_default());
     check(status.ok_or_else(|| broken(Status::unavailable("an answer without a status")))?)?;
     let gathered = if gathered.is_empty() { first } else { gathered.freeze() };
     unframe(gathered).ok_or_else(|| Error::internal(anyhow::anyhow!("an answer that is not one message")))

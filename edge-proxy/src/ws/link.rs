@@ -5,7 +5,7 @@ use std::{marker::PhantomData, time::Duration};
 use http::uri::PathAndQuery;
 use prost::Message;
 use proto::gateway::{Connected, GatewayFrame, Hello, PlatformFrame, gateway_frame, platform_frame};
-use service_kit::{Error, Kind, client::Upstream};
+use service_kit::{ClientInfo, Error, Kind, client::Upstream};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{
@@ -36,9 +36,9 @@ pub(super) struct Link<S = Streaming<PlatformFrame>> {
 pub(super) async fn open(
     upstream: &Upstream,
     key: MetadataValue<Ascii>,
-    remote_address: String,
+    client: ClientInfo,
 ) -> Result<Link, Refusal> {
-    match tokio::time::timeout(ADMISSION, admission(upstream, key, remote_address)).await {
+    match tokio::time::timeout(ADMISSION, admission(upstream, key, client)).await {
         Ok(Ok(link)) => Ok(link),
         Ok(Err(status)) => Err(refusal_of(status)),
         Err(_) => {
@@ -51,14 +51,15 @@ pub(super) async fn open(
 async fn admission(
     upstream: &Upstream,
     key: MetadataValue<Ascii>,
-    remote_address: String,
+    client: ClientInfo,
 ) -> Result<Link, Status> {
     let (to_platform, frames) = mpsc::channel(16);
-    let hello = Hello { remote_address, ..Hello::default() };
+    let hello = Hello { remote_address: client.address_text(), ..Hello::default() };
     // There is room: the channel is new.
     let _ = to_platform.try_send(GatewayFrame { frame: Some(gateway_frame::Frame::Hello(hello)) });
     let mut request = tonic::Request::new(ReceiverStream::new(frames));
     request.metadata_mut().insert("api-key", key);
+    client.write(request.metadata_mut().as_mut());
     let mut client = tonic::client::Grpc::new(upstream.clone()).max_decoding_message_size(MAX_FRAME);
     client.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
     let mut from_platform = client.streaming(request, CONNECT, SmallBuffers(PhantomData)).await?.into_inner();

@@ -24,12 +24,13 @@ async fn preflights_are_answered_before_anybody_is_known() {
     assert!(answer.header("access-control-allow-methods").contains("DELETE"));
     assert!(answer.header("access-control-allow-headers").contains("authorization"));
     assert!(answer.header("vary").to_lowercase().contains("origin"));
-    assert_eq!(answer.header("access-control-allow-credentials"), "");
+    assert_eq!(answer.header("access-control-allow-credentials"), "true");
     for stranger in
         ["https://evil.example", "null", "https://app.example.com.evil.example", "http://app.example.com"]
     {
         let answer = ask(stranger).send("").await;
         assert_eq!(answer.header("access-control-allow-origin"), "", "{stranger}");
+        assert_eq!(answer.header("access-control-allow-credentials"), "", "{stranger}");
     }
     assert!(world.calls().is_empty());
 }

@@ -80,7 +80,7 @@ async fn what_is_not_ours_is_not_shown() {
 #[tokio::test]
 async fn nobody_is_401_with_a_challenge() {
     let world = World::start(|_| ok(&Api::default())).await;
-    let expired = world.signer.token(|claims| {
+    let expired = world.token_with(|claims| {
         claims["exp"] = json!(claims["iat"].as_i64().unwrap() - 100);
         claims["iat"] = json!(claims["iat"].as_i64().unwrap() - 400);
     });
@@ -108,7 +108,7 @@ async fn nobody_is_401_with_a_challenge() {
         problem(&answer, 401, "UNAUTHENTICATED", reason);
         assert_eq!(answer.header("www-authenticate"), challenge);
     }
-    let narrow = world.signer.token(|claims| claims["scope"] = json!("profile:read"));
+    let narrow = world.token_with(|claims| claims["scope"] = json!("profile:read"));
     let answer =
         world.get("/api/v1/apis/a1").header("authorization", &format!("Bearer {narrow}")).send("").await;
     problem(&answer, 403, "PERMISSION_DENIED", "INSUFFICIENT_SCOPE");
@@ -306,9 +306,12 @@ async fn credentials_cannot_be_tried_without_end() {
     for _ in 0..2 {
         assert_eq!(world.post("/api/v1/auth/login").json("{}").await.status, StatusCode::OK);
     }
-    let answer = world.post("/api/v1/auth/refresh").json("{}").await;
+    let answer = world.post("/api/v1/auth/login/second-factor").json("{}").await;
     problem(&answer, 429, "RESOURCE_EXHAUSTED", "RATE_LIMITED");
-    assert!((1..=30).contains(&answer.header("retry-after").parse::<u32>().unwrap()));
+    let after: u32 = answer.header("retry-after").parse().unwrap();
+    assert!((1..=30).contains(&after));
+    assert_eq!(answer.header("ratelimit-policy"), "\"credential\";q=2;w=60");
+    assert_eq!(answer.header("ratelimit"), format!("\"credential\";r=0;t={after}"));
     let answer = world.grpc("/tollgate.auth.v1.AuthService/Login", &[], &[b""]).await;
     assert_eq!(answer.grpc_status(), "8");
     // A forged address is no other address.

@@ -1,6 +1,7 @@
 //! A whole edge with three fake services behind it, under the kit's own server and mutual TLS.
 
 use std::{
+    net::SocketAddr,
     path::PathBuf,
     sync::{
         Arc, Mutex,
@@ -9,32 +10,28 @@ use std::{
     time::Duration,
 };
 
-use async_trait::async_trait;
-use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _};
-use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use bytes::Bytes;
 use edge_proxy::Config;
-use http::{HeaderMap, HeaderValue};
+use futures_util::StreamExt as _;
+use http::{HeaderMap, HeaderValue, header::SET_COOKIE};
 use http_body::Frame;
-use http_body_util::{BodyExt as _, StreamBody};
+use http_body_util::{BodyExt as _, BodyStream, StreamBody};
 use prost::Message;
-use proto::{
-    Contract,
-    auth::{Jwk, Jwks},
-};
-use serde_json::{Value, json};
+use proto::Contract;
+use serde_json::Value;
 use service_kit::{
     Clock,
     admin::Readiness,
     config::Layers,
     server::{GrpcServer, Listeners, Running},
     shutdown::Tasks,
-    tls::{DevCa, Identity},
-    token::{KeySource, TokenConfig, Verifier},
+    testing::Signer,
+    tls::DevCa,
+    token::Verifier,
 };
 use tempfile::TempDir;
-use tokio_stream::StreamExt as _;
 use tonic::{Status, service::Routes};
+use tower::ServiceExt as _;
 
 /// A call as a service saw it.
 #[derive(Debug, Clone)]
@@ -71,7 +68,12 @@ pub(crate) enum Reply {
     Abort(Vec<u8>),
     /// Sends back each frame of the request as it comes.
     Echo,
+    /// Another reply with these cookies in its metadata.
+    Cookies(Vec<&'static str>, Box<Reply>),
 }
+
+/// The services that a signer is.
+const SIGNERS: [&str; 2] = ["/tollgate.auth.v1.KeyService/", "/tollgate.auth.v1.IdentityService/"];
 
 /// An answer with one message.
 pub(crate) fn ok(message: &impl Message) -> Reply {
@@ -80,56 +82,12 @@ pub(crate) fn ok(message: &impl Message) -> Reply {
 
 type Script = Arc<dyn Fn(&Call) -> Reply + Send + Sync>;
 
-/// Signs access tokens as auth-service would.
-pub(crate) struct Signer(EcdsaKeyPair);
-
-impl Signer {
-    fn new() -> Self {
-        Self(EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap())
-    }
-
-    fn jwks(&self) -> Jwks {
-        let point = self.0.public_key().as_ref();
-        Jwks {
-            keys: vec![Jwk {
-                kty: "EC".into(),
-                crv: "P-256".into(),
-                x: URL_SAFE_NO_PAD.encode(&point[1..33]),
-                y: URL_SAFE_NO_PAD.encode(&point[33..65]),
-                r#use: "sig".into(),
-                alg: "ES256".into(),
-                kid: "k1".into(),
-            }],
-        }
-    }
-
-    pub(crate) fn token(&self, change: impl FnOnce(&mut Value)) -> String {
-        let now = Clock::system().now_ms() / 1_000;
-        let mut claims = json!({"iss": "https://tollgate.local", "aud": "tollgate", "sub": "u", "exp": now + 600,
-            "iat": now, "jti": "j", "client_id": "web", "sid": "s", "scope": "*", "auth_time": now});
-        change(&mut claims);
-        let part = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
-        let header = json!({"alg": "ES256", "typ": "at+jwt", "kid": "k1"});
-        let body = format!("{}.{}", part(&header), part(&claims));
-        let signature = self.0.sign(&aws_lc_rs::rand::SystemRandom::new(), body.as_bytes()).unwrap();
-        format!("{body}.{}", URL_SAFE_NO_PAD.encode(signature))
-    }
-}
-
-#[derive(Debug)]
-struct Keys(Jwks);
-
-#[async_trait]
-impl KeySource for Keys {
-    async fn jwks(&self) -> service_kit::Result<Jwks> {
-        Ok(self.0.clone())
-    }
-}
-
 /// What the services did so far.
 #[derive(Default)]
 pub(crate) struct Seen {
     calls: Mutex<Vec<Call>>,
+    /// Exchanges of opaque tokens.
+    exchanges: Mutex<Vec<Call>>,
     /// Calls that were given up by the edge before they were answered.
     given_up: AtomicUsize,
 }
@@ -137,11 +95,12 @@ pub(crate) struct Seen {
 /// The edge with what is behind it.
 pub(crate) struct World {
     pub(crate) edge: Running,
-    pub(crate) signer: Arc<Signer>,
+    pub(crate) signer: Signer,
     pub(crate) seen: Arc<Seen>,
     pub(crate) ca_file: PathBuf,
-    services: Vec<Running>,
-    _folder: TempDir,
+    services: Vec<(&'static str, Running)>,
+    script: Script,
+    folder: TempDir,
 }
 
 /// How a world is made.
@@ -152,6 +111,8 @@ pub(crate) struct Options {
     pub(crate) gateway: Option<Routes>,
     /// Which services run.
     pub(crate) services: Vec<&'static str>,
+    /// The edge's time.
+    pub(crate) clock: Clock,
 }
 
 impl Default for Options {
@@ -160,6 +121,7 @@ impl Default for Options {
             set: Vec::new(),
             gateway: None,
             services: vec!["auth-service", "project-service", "gateway-service"],
+            clock: Clock::system(),
         }
     }
 }
@@ -172,7 +134,7 @@ impl Options {
 }
 
 impl World {
-    /// A world whose services follow a script. KeyService always answers.
+    /// A world whose services follow a script. What verifiers ask, and exchanges, a signer answers.
     pub(crate) async fn start(script: impl Fn(&Call) -> Reply + Send + Sync + 'static) -> Self {
         Self::with(Options::default(), script).await
     }
@@ -184,7 +146,7 @@ impl World {
         service_kit::tls::install_provider();
         let folder = tempfile::tempdir().unwrap();
         let ca = DevCa::load_or_create(folder.path()).unwrap();
-        let signer = Arc::new(Signer::new());
+        let signer = Signer::new();
         let seen = Arc::new(Seen::default());
         let script: Script = Arc::new(script);
         let mut layers = Layers::new(edge_proxy::DEFAULTS, None, "NOTHING__")
@@ -197,10 +159,11 @@ impl World {
             let mut address = "127.0.0.1:1".to_owned();
             if options.services.contains(&name) {
                 let own = options.gateway.take_if(|_| name == "gateway-service");
-                let routes = own.unwrap_or_else(|| scripted(&script, &signer, &seen));
-                let running = serve(name, ca.identity(name).unwrap(), routes, &signer).await;
+                let tasks = Tasks::new();
+                let routes = own.unwrap_or_else(|| scripted(&script, &signer, &seen, &tasks));
+                let running = serve(&ca, name, routes, &signer, tasks, "127.0.0.1:0").await;
                 address = running.addr.to_string();
-                services.push(running);
+                services.push((name, running));
             }
             layers = layers.set(&format!("upstreams.{key}.address"), &quoted(address));
         }
@@ -209,22 +172,34 @@ impl World {
         }
         let config: Config = layers.extract().unwrap();
         let listeners = Listeners::bind("127.0.0.1:0", "127.0.0.1:0").await.unwrap();
-        let edge = edge_proxy::start(config, listeners).await.unwrap();
-        Self { edge, signer, seen, ca_file: ca.cert_file().to_owned(), services, _folder: folder }
+        let edge = edge_proxy::start_at(config, listeners, options.clock).await.unwrap();
+        Self { edge, signer, seen, ca_file: ca.cert_file().to_owned(), services, script, folder }
     }
 
-    /// A good access token.
+    /// A good access token of the user `u`.
     pub(crate) fn token(&self) -> String {
-        self.signer.token(|_| ())
+        self.token_with(|_| ())
+    }
+
+    /// An access token with other claims.
+    pub(crate) fn token_with(&self, change: impl FnOnce(&mut Value)) -> String {
+        let mut claims = Signer::claims("u", "*");
+        change(&mut claims);
+        self.signer.sign(&Signer::header(), &claims)
     }
 
     pub(crate) fn bearer(&self) -> String {
         format!("Bearer {}", self.token())
     }
 
-    /// The calls so far, without those for keys.
+    /// The calls so far, without those that a signer answers.
     pub(crate) fn calls(&self) -> Vec<Call> {
         self.seen.calls.lock().unwrap().clone()
+    }
+
+    /// The exchanges of opaque tokens so far.
+    pub(crate) fn exchanges(&self) -> Vec<Call> {
+        self.seen.exchanges.lock().unwrap().clone()
     }
 
     /// The only call so far.
@@ -246,9 +221,28 @@ impl World {
 
     /// Ends the services, and leaves the edge.
     pub(crate) async fn stop_services(&mut self) {
-        for service in self.services.drain(..) {
+        for (_, service) in self.services.drain(..) {
             service.shutdown().await;
         }
+    }
+
+    /// Ends auth-service; returns where it was.
+    pub(crate) async fn stop_auth(&mut self) -> SocketAddr {
+        let at = self.services.iter().position(|(name, _)| *name == "auth-service").unwrap();
+        let (_, service) = self.services.remove(at);
+        let address = service.addr;
+        service.shutdown().await;
+        address
+    }
+
+    /// Starts auth-service again where it was.
+    pub(crate) async fn start_auth(&mut self, address: SocketAddr) {
+        let ca = DevCa::load_or_create(self.folder.path()).unwrap();
+        let tasks = Tasks::new();
+        let routes = scripted(&self.script, &self.signer, &self.seen, &tasks);
+        let address = address.to_string();
+        let running = serve(&ca, "auth-service", routes, &self.signer, tasks, &address).await;
+        self.services.push(("auth-service", running));
     }
 }
 
@@ -256,37 +250,48 @@ fn quoted(value: impl std::fmt::Display) -> String {
     format!("\"{value}\"")
 }
 
-async fn serve(name: &'static str, identity: Identity, routes: Routes, signer: &Signer) -> Running {
-    let config = TokenConfig { issuer: "https://tollgate.local".into(), audience: "tollgate".into() };
-    let verifier = Verifier::new(config, Arc::new(Keys(signer.jwks())), Clock::system());
+async fn serve(
+    ca: &DevCa,
+    name: &'static str,
+    routes: Routes,
+    signer: &Signer,
+    tasks: Tasks,
+    at: &str,
+) -> Running {
+    let verifier = Verifier::new(Signer::config(), Arc::new(signer.clone()), Clock::system());
     let server = GrpcServer {
         name,
-        identity,
+        identity: ca.identity(name).unwrap(),
         verifier,
         routes,
-        tasks: Tasks::new(),
+        tasks,
         readiness: Readiness::new(),
         reflection: false,
     };
-    server.serve(Listeners::bind("127.0.0.1:0", "127.0.0.1:0").await.unwrap()).await.unwrap()
+    server.serve(Listeners::bind(at, "127.0.0.1:0").await.unwrap()).await.unwrap()
 }
 
-/// Every method, by a script.
-fn scripted(script: &Script, signer: &Arc<Signer>, seen: &Arc<Seen>) -> Routes {
-    let (script, signer, seen) = (script.clone(), signer.clone(), seen.clone());
+/// Every method by a script, but those that the signer answers.
+fn scripted(script: &Script, signer: &Signer, seen: &Arc<Seen>, tasks: &Tasks) -> Routes {
+    let (script, signer, seen) = (script.clone(), signer.routes().prepare(), seen.clone());
+    let stop = tasks.stopping();
     Routes::from(axum::Router::new().fallback(move |request: axum::extract::Request| {
         let (script, signer, seen) = (script.clone(), signer.clone(), seen.clone());
+        let stop = stop.clone().cancelled_owned();
         async move {
-            let (parts, body) = request.into_parts();
-            let path = parts.uri.path().to_owned();
-            if path.ends_with("/GetJwks") {
-                return answer(
-                    Reply::Message(signer.jwks().encode_to_vec()),
-                    axum::body::Body::empty(),
-                    &seen,
-                )
-                .await;
+            let path = request.uri().path().to_owned();
+            if SIGNERS.iter().any(|service| path.starts_with(service)) {
+                if path.ends_with("/ExchangeToken") {
+                    let headers = request.headers().clone();
+                    let call = Call { path, headers, message: Bytes::new() };
+                    seen.exchanges.lock().unwrap().push(call);
+                }
+                let answer = signer.oneshot(request).await.unwrap_or_else(|never| match never {});
+                // The feed never ends by itself; a service that stops does not wait for it.
+                let ends = |body| Box::pin(BodyStream::new(body).take_until(stop));
+                return answer.map(|body| axum::body::Body::new(StreamBody::new(ends(body))));
             }
+            let (parts, body) = request.into_parts();
             let method = Contract::get().method(&path).expect("a method of the contract");
             let (message, rest) = if method.descriptor.is_client_streaming() {
                 (Bytes::new(), body)
@@ -323,6 +328,12 @@ async fn answer(reply: Reply, rest: axum::body::Body, seen: &Arc<Seen>) -> http:
         })
     };
     let body = match reply {
+        Reply::Cookies(cookies, reply) => {
+            let mut response = Box::pin(answer(*reply, rest, seen)).await;
+            let cookies = cookies.into_iter().map(|cookie| (SET_COOKIE, HeaderValue::from_static(cookie)));
+            response.headers_mut().extend(cookies);
+            return response;
+        }
         Reply::Fail(status) => return status.into_http(),
         Reply::Hang => {
             let _watch = Watch(Some(seen.clone()));

@@ -3,12 +3,16 @@
 
 mod browser;
 mod client;
+mod clients;
+mod cookies;
 mod errors;
 mod grpc;
 mod hardening;
 mod harness;
 mod observed;
+mod opaque;
 mod own;
 mod rest;
+mod revocation;
 mod web;
 mod ws;

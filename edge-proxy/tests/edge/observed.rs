@@ -6,6 +6,7 @@ use std::{
 };
 
 use proto::{auth::TokenPair, project::Api};
+use secrecy::ExposeSecret as _;
 use serde_json::Value;
 use service_kit::telemetry::{LogFormat, TelemetryConfig};
 use tracing_subscriber::fmt::MakeWriter;
@@ -61,11 +62,28 @@ async fn an_access_line_names_the_route_and_no_secret() {
     let answer = world.get("/api/v1/apis/canary-path").user().send("").await;
     world.get("/api/v1/apis/x?canary-query=1").user().send("").await;
     world.get("/canary-nowhere").send("").await;
+    // What is not good is refused, what is travels on; neither is written down.
+    let (pat, _) = service_kit::opaque::issue("pat");
+    let (bad, _) = service_kit::opaque::issue("svc");
+    world.signer.exchange(pat.expose_secret(), &world.token());
+    let secrets = [
+        format!("Bearer {}", pat.expose_secret()),
+        format!("Bearer {}", bad.expose_secret()),
+        "Bearer tgpat_canary-broken".to_owned(),
+        "Basic canary-basic".to_owned(),
+    ];
+    for secret in &secrets {
+        world.get("/api/v1/apis/a1").header("authorization", secret).send("").await;
+    }
+    let login = world.post("/api/v1/auth/refresh").header("cookie", "__Host-tollgate-refresh=canary-cookie");
+    login.header("origin", "https://localhost").json(r#"{"refreshToken":"canary-body"}"#).await;
     world.grpc("/tollgate.gateway.v1.GatewayLink/Connect", &[("api-key", "canary-key")], &[b""]).await;
 
     let access = lines.access();
-    assert_eq!(access.len(), 4, "{}", lines.text());
-    let [found, refused, unknown, stream] = &access[..] else { panic!() };
+    assert_eq!(access.len(), 9, "{}", lines.text());
+    let [found, refused, unknown, opaque, bad, _, _, _, stream] = &access[..] else { panic!() };
+    assert_eq!((&opaque["status"], &bad["status"]), (&200.into(), &401.into()));
+    assert_eq!(found["client"], "127.0.0.1");
     assert_eq!((&found["method"], &found["route"]), (&"GET".into(), &"/api/v1/apis/{api_id}".into()));
     assert_eq!((&found["status"], &found["grpc"]), (&200.into(), &0.into()));
     assert!(found["micros"].as_u64().unwrap() > 0);
@@ -76,7 +94,8 @@ async fn an_access_line_names_the_route_and_no_secret() {
     assert_eq!((&stream["status"], &stream["grpc"]), (&200.into(), &10.into()));
     assert_eq!(stream["route"], "/tollgate.gateway.v1.GatewayLink/Connect");
     let text = lines.text();
-    assert!(!text.contains("canary") && !text.contains("eyJ"), "{text}");
+    assert!(!text.contains("canary") && !text.contains("eyJ") && !text.contains("tgpat_"), "{text}");
+    assert!(!text.contains("tgsvc_"), "{text}");
 }
 
 #[tokio::test]

@@ -1,7 +1,8 @@
 use http::{Method, StatusCode};
 use prost::Message as _;
 use proto::{
-    auth::{LoginRequest, TokenPair, User},
+    auth::{LoginRequest, SignUpRequest, TokenPair, User},
+    codec::Codec,
     gateway::{FetchBatchRequest, ListGatewayDeploymentsRequest, PutManifestRequest},
     google::api::HttpBody,
     project::{
@@ -13,10 +14,24 @@ use serde_json::json;
 
 use super::harness::{Call, Reply, World, ok};
 
+/// What a browser asks an authenticator, with every kind of JSON value.
+const CEREMONY: &str =
+    r#"{"ceremony":"c","options":{"a":null,"b":[1.5,true,"x",{}],"c":{"challenge":"AAEC","d":-7.0}}}"#;
+
 fn api(call: &Call) -> Reply {
     match call.path.rsplit('/').next().unwrap() {
-        "Login" => ok(&TokenPair { access_token: "a".into(), expires_in: 600, ..TokenPair::default() }),
-        "SignUp" => ok(&User { id: "u1".into(), ..User::default() }),
+        "RequestPasswordReset" | "RequestEmailVerification" | "VerifyEmail" => Reply::Message(Vec::new()),
+        "Login" | "VerifySecondFactor" => {
+            ok(&TokenPair { access_token: "a".into(), expires_in: 600, ..TokenPair::default() })
+        }
+        "SignUp" => {
+            let waits = call.decode::<SignUpRequest>().email == "waits@example.com";
+            ok(&User { id: if waits { String::new() } else { "u1".into() }, ..User::default() })
+        }
+        "StartPasskeyLogin" => {
+            let codec = Codec::find("tollgate.auth.v1.PasskeyCeremony").unwrap();
+            Reply::Message((codec.from_json)(CEREMONY.as_bytes()).unwrap())
+        }
         "CreateApi" | "ImportApi" | "GetApi" | "UpdateApi" => {
             ok(&Api { id: "a 1/é".into(), name: "n".into(), ..Api::default() })
         }
@@ -69,6 +84,43 @@ async fn what_is_created_has_a_location() {
     // An alias answers the same.
     let answer = world.post("/api/auth/signup").json(r#"{"email":"e"}"#).await;
     assert_eq!((answer.status, answer.header("location")), (StatusCode::CREATED, "/api/v1/auth/profile"));
+}
+
+#[tokio::test]
+async fn what_comes_later_is_accepted() {
+    let world = World::start(api).await;
+    for path in ["/api/v1/auth/signup", "/api/auth/signup"] {
+        let answer = world.post(path).json(r#"{"email":"waits@example.com"}"#).await;
+        assert_eq!((answer.status, answer.header("location")), (StatusCode::ACCEPTED, ""), "{answer:?}");
+        assert_eq!(answer.json()["id"], "");
+    }
+    for path in ["/api/v1/auth/password/forgot", "/api/v1/auth/email/verification"] {
+        let answer = world.post(path).json(r#"{"email":"a@example.com"}"#).await;
+        assert_eq!((answer.status, answer.body.len()), (StatusCode::ACCEPTED, 0), "{answer:?}");
+    }
+    let answer = world.post("/api/v1/auth/email/verify").json(r#"{"token":"t"}"#).await;
+    assert_eq!((answer.status, answer.body.len()), (StatusCode::NO_CONTENT, 0), "{answer:?}");
+}
+
+#[tokio::test]
+async fn free_json_passes_in_both_directions() {
+    let world = World::start(api).await;
+    let answer = world.post("/api/v1/auth/passkeys/login/start").json("{}").await;
+    let expected: serde_json::Value = serde_json::from_str(CEREMONY).unwrap();
+    assert_eq!((answer.status, answer.json()), (StatusCode::OK, expected.clone()));
+    let body = json!({"challenge": "c", "passkey": expected["options"]}).to_string();
+    world.post("/api/v1/auth/login/second-factor").json(body.clone()).await;
+    let codec = Codec::find("tollgate.auth.v1.VerifySecondFactorRequest").unwrap();
+    let seen = (codec.to_json)(world.calls()[1].message.clone()).unwrap();
+    let seen: serde_json::Value = serde_json::from_slice(&seen).unwrap();
+    assert_eq!(seen["passkey"], expected["options"]);
+    for bad in [r#"{"passkey":[]}"#, r#"{"passkey":"x"}"#, r#"{"totpCode":"1","recoveryCode":"2"}"#] {
+        let answer = world.post("/api/v1/auth/login/second-factor").json(bad).await;
+        assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{bad}: {answer:?}");
+    }
+    let deep = format!("{{\"passkey\":{}1{}}}", "{\"a\":".repeat(50_000), "}".repeat(50_000));
+    let answer = world.post("/api/v1/auth/login/second-factor").json(deep).await;
+    assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{answer:?}");
 }
 
 #[tokio::test]

@@ -26,7 +26,7 @@ use tokio_tungstenite::{
         Message, client::IntoClientRequest as _, handshake::client::Request, protocol::CloseFrame,
     },
 };
-use tonic::{Response, Status, Streaming, service::Routes};
+use tonic::{Response, Status, Streaming, metadata::MetadataMap, service::Routes};
 
 use super::{
     client,
@@ -41,6 +41,7 @@ type Socket = WebSocketStream<TlsStream<TcpStream>>;
 /// The platform's end of a link.
 struct Peer {
     hello: GatewayFrame,
+    metadata: MetadataMap,
     from_gateway: Streaming<GatewayFrame>,
     to_gateway: mpsc::Sender<Result<PlatformFrame, Status>>,
 }
@@ -84,7 +85,8 @@ impl GatewayLink for Fake {
         &self,
         request: tonic::Request<Streaming<GatewayFrame>>,
     ) -> Result<Response<Frames>, Status> {
-        let key = request.metadata().get("api-key").unwrap().to_str().unwrap().to_owned();
+        let metadata = request.metadata().clone();
+        let key = metadata.get("api-key").unwrap().to_str().unwrap().to_owned();
         let later = |status: Status| -> Frames { Box::pin(tokio_stream::once(Err(status))) };
         let mut from_gateway = request.into_inner();
         match key.as_str() {
@@ -113,7 +115,7 @@ impl GatewayLink for Fake {
         }
         let hello = from_gateway.message().await?.unwrap();
         let (to_gateway, frames) = mpsc::channel(64);
-        let peer = Peer { hello, from_gateway, to_gateway };
+        let peer = Peer { hello, metadata, from_gateway, to_gateway };
         let connected = Connected {
             gateway_id: "g1".into(),
             connection_id: "c1".into(),
@@ -230,6 +232,8 @@ async fn frames_cross_in_both_directions() {
     let mut peer = soon(stage.peers.recv()).await.unwrap();
     let Some(gateway_frame::Frame::Hello(hello)) = &peer.hello.frame else { panic!("{:?}", peer.hello) };
     assert_eq!((hello.remote_address.as_str(), hello.instance_id.as_str()), ("127.0.0.1", ""));
+    assert_eq!(peer.metadata.get("tollgate-client-address").unwrap(), "127.0.0.1");
+    assert!(service_kit::id::is_id(peer.metadata.get("tollgate-client-request").unwrap().to_str().unwrap()));
     peer.event(
         "api.deployed",
         r#"{"apiId":"a1", "deploymentId":"d1","performedAt":"2026-08-22T10:00:00.123Z"}"#,

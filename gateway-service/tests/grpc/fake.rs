@@ -1,4 +1,4 @@
-//! The neighbours: an auth-service that knows one key, and a project-service that can be told what to say.
+//! The neighbours: a stand-in for auth-service, and a project-service that can be told what to say.
 
 use std::{
     collections::HashMap,
@@ -9,72 +9,25 @@ use std::{
 };
 
 use async_trait::async_trait;
-use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _};
-use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
-use proto::{
-    auth::{
-        GetJwksRequest, Jwk, Jwks,
-        key_service_server::{KeyService, KeyServiceServer},
-    },
-    project::{
-        ApisExistRequest, ApisExistResponse, Artifact, CheckRequest, CheckResponse, DeploymentReport,
-        DesiredDeployment, GetArtifactsRequest, GetArtifactsResponse, ListDesiredRequest,
-        ListDesiredResponse, ListMembershipsRequest, ListMembershipsResponse, ReportDeploymentsRequest,
-        access_service_server::{AccessService, AccessServiceServer},
-        check_response::Decision,
-        desired_state_service_server::{DesiredStateService, DesiredStateServiceServer},
-    },
+use proto::project::{
+    ApisExistRequest, ApisExistResponse, Artifact, CheckRequest, CheckResponse, DeploymentReport,
+    DesiredDeployment, GetArtifactsRequest, GetArtifactsResponse, ListDesiredRequest, ListDesiredResponse,
+    ListMembershipsRequest, ListMembershipsResponse, PutServiceAccountRequest, RemoveServiceAccountRequest,
+    ReportDeploymentsRequest,
+    access_service_server::{AccessService, AccessServiceServer},
+    check_response::Decision,
+    desired_state_service_server::{DesiredStateService, DesiredStateServiceServer},
 };
-use serde_json::json;
 use service_kit::{
     Clock,
     admin::Readiness,
     server::{GrpcServer, Listeners, Running},
     shutdown::Tasks,
+    testing::Signer,
     tls::DevCa,
-    token::{KeySource, TokenConfig, Verifier},
+    token::Verifier,
 };
 use tonic::{Request, Response, Status, service::Routes};
-
-pub(crate) const ISSUER: &str = "https://tollgate.test";
-
-/// Signs access tokens, and tells the key.
-#[derive(Debug, Clone)]
-pub(crate) struct Signer(Arc<EcdsaKeyPair>);
-
-impl Signer {
-    pub(crate) fn new() -> Self {
-        Self(Arc::new(EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap()))
-    }
-
-    pub(crate) fn token(&self, user: &str) -> String {
-        let now = Clock::system().now_ms() / 1_000;
-        let header = json!({"alg": "ES256", "typ": "at+jwt", "kid": "k1"});
-        let claims = json!({"iss": ISSUER, "aud": "tollgate", "sub": user, "exp": now + 600, "iat": now,
-            "jti": "j", "client_id": "web", "sid": "s", "scope": "*", "auth_time": now});
-        let part = |value: serde_json::Value| URL_SAFE_NO_PAD.encode(value.to_string());
-        let body = format!("{}.{}", part(header), part(claims));
-        let signature = self.0.sign(&aws_lc_rs::rand::SystemRandom::new(), body.as_bytes()).unwrap();
-        format!("{body}.{}", URL_SAFE_NO_PAD.encode(signature))
-    }
-}
-
-#[async_trait]
-impl KeyService for Signer {
-    async fn get_jwks(&self, _: Request<GetJwksRequest>) -> Result<Response<Jwks>, Status> {
-        let point = self.0.public_key().as_ref();
-        let key = Jwk {
-            kty: "EC".into(),
-            crv: "P-256".into(),
-            x: URL_SAFE_NO_PAD.encode(&point[1..33]),
-            y: URL_SAFE_NO_PAD.encode(&point[33..65]),
-            r#use: "sig".into(),
-            alg: "ES256".into(),
-            kid: "k1".into(),
-        };
-        Ok(Response::new(Jwks { keys: vec![key] }))
-    }
-}
 
 /// What the fake project-service knows.
 #[derive(Debug, Default)]
@@ -143,6 +96,21 @@ impl AccessService for Face {
         let organization_ids = roles.keys().filter(|(u, _)| *u == user).map(|(_, o)| o.clone()).collect();
         Ok(Response::new(ListMembershipsResponse { organization_ids }))
     }
+
+    // Only auth-service calls these two.
+    async fn put_service_account(
+        &self,
+        _: Request<PutServiceAccountRequest>,
+    ) -> Result<Response<()>, Status> {
+        Err(Status::permission_denied("not for gateway-service"))
+    }
+
+    async fn remove_service_account(
+        &self,
+        _: Request<RemoveServiceAccountRequest>,
+    ) -> Result<Response<()>, Status> {
+        Err(Status::permission_denied("not for gateway-service"))
+    }
 }
 
 #[async_trait]
@@ -190,22 +158,11 @@ impl DesiredStateService for Face {
     }
 }
 
-#[derive(Debug)]
-struct NoKeys;
-
-#[async_trait]
-impl KeySource for NoKeys {
-    async fn jwks(&self) -> service_kit::Result<Jwks> {
-        Ok(Jwks::default())
-    }
-}
-
-async fn serve(ca: &DevCa, name: &'static str, routes: Routes) -> Running {
-    let config = TokenConfig { issuer: ISSUER.into(), audience: "tollgate".into() };
+async fn serve(ca: &DevCa, signer: &Signer, name: &'static str, routes: Routes) -> Running {
     let server = GrpcServer {
         name,
         identity: ca.identity(name).unwrap(),
-        verifier: Verifier::new(config, Arc::new(NoKeys), Clock::system()),
+        verifier: Verifier::new(Signer::config(), Arc::new(signer.clone()), Clock::system()),
         routes,
         tasks: Tasks::new(),
         readiness: Readiness::new(),
@@ -214,13 +171,13 @@ async fn serve(ca: &DevCa, name: &'static str, routes: Routes) -> Running {
     server.serve(Listeners::bind("127.0.0.1:0", "127.0.0.1:0").await.unwrap()).await.unwrap()
 }
 
-pub(crate) async fn serve_auth(ca: &DevCa, signer: Signer) -> Running {
-    serve(ca, "auth-service", Routes::new(KeyServiceServer::new(signer))).await
+pub(crate) async fn serve_auth(ca: &DevCa, signer: &Signer) -> Running {
+    serve(ca, signer, "auth-service", signer.routes()).await
 }
 
-pub(crate) async fn serve_project(ca: &DevCa, project: Arc<Project>) -> Running {
+pub(crate) async fn serve_project(ca: &DevCa, signer: &Signer, project: Arc<Project>) -> Running {
     let face = Face(project);
     let routes =
         Routes::new(AccessServiceServer::new(face.clone())).add_service(DesiredStateServiceServer::new(face));
-    serve(ca, "project-service", routes).await
+    serve(ca, signer, "project-service", routes).await
 }

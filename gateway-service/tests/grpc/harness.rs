@@ -15,14 +15,13 @@ use service_kit::{
     db::Database,
     server::{Listeners, Running},
     telemetry::{LogFormat, TelemetryConfig},
-    testing::TestDatabase,
+    testing::{Signer, TestDatabase},
     tls::{DevCa, TlsConfig},
-    token::TokenConfig,
 };
 use tonic::{Request, Status};
 use tonic_types::StatusExt as _;
 
-use crate::fake::{self, ISSUER, Project, Signer};
+use crate::fake::{self, Project};
 
 /// Longer than anything takes, shorter than anybody's patience.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
@@ -70,7 +69,7 @@ impl World {
         let ca = DevCa::load_or_create(folder.path()).unwrap();
         let (signer, project) = (Signer::new(), Arc::new(Project::default()));
         let neighbours =
-            [fake::serve_auth(&ca, signer.clone()).await, fake::serve_project(&ca, project.clone()).await];
+            [fake::serve_auth(&ca, &signer).await, fake::serve_project(&ca, &signer, project.clone()).await];
         let ids = Ids::new(Clock::system());
         let organization = ids.next();
         project.join(ADMIN, &organization, "admin");
@@ -128,7 +127,7 @@ impl World {
                 key: "".into(),
             },
             database: self.database.config.clone(),
-            token: TokenConfig { issuer: ISSUER.into(), audience: "tollgate".into() },
+            token: Signer::config(),
             telemetry: TelemetryConfig {
                 log: "info".into(),
                 format: LogFormat::Text,
@@ -185,7 +184,7 @@ impl World {
     /// A request of a user.
     pub(crate) fn by<T>(&self, user: &str, message: T) -> Request<T> {
         let mut request = Request::new(message);
-        let value = format!("Bearer {}", self.signer.token(user));
+        let value = format!("Bearer {}", self.signer.token(user, "*"));
         request.metadata_mut().insert("authorization", value.parse().unwrap());
         request
     }

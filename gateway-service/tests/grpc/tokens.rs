@@ -2,12 +2,19 @@
 
 use std::collections::HashSet;
 
+use proptest::{
+    prelude::*,
+    sample::Index,
+    test_runner::{Config, TestCaseError, TestRunner},
+};
 use proto::gateway::{
     ArtifactsExistRequest, GatewayToken, ListTokensRequest, RevokeTokenRequest, RotateTokenRequest,
+    RotateTokenResponse,
 };
+use service_kit::testing::TestDatabase;
 use tonic::{Code, Request};
 
-use crate::harness::{ADMIN, World, fields, reason, with_key, worlds};
+use crate::harness::{ADMIN, World, fields, quick, reason, with_key, worlds};
 
 async fn list(world: &World, gateway_id: &str) -> Vec<GatewayToken> {
     let request = ListTokensRequest { gateway_id: gateway_id.into() };
@@ -120,4 +127,93 @@ async fn a_broken_database_is_no_proof_against_a_token() {
         world.execute("ALTER TABLE elsewhere RENAME TO gateway_tokens").await;
         assert_eq!(code_with(&world, &token.token).await, Code::Ok);
     }
+}
+
+/// Something that happens to the tokens of two gateways; `second` says to which one.
+#[derive(Debug, Clone)]
+enum Step {
+    Rotate { second: bool },
+    Revoke { second: bool, token: Index },
+    Present(Index),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        3 => any::<bool>().prop_map(|second| Step::Rotate { second }),
+        3 => any::<(bool, Index)>().prop_map(|(second, token)| Step::Revoke { second, token }),
+        2 => any::<Index>().prop_map(Step::Present),
+    ]
+}
+
+/// What must be true of a token.
+struct Model {
+    made: RotateTokenResponse,
+    second: bool,
+    active: bool,
+}
+
+/// Two gateways whose tokens are compared with a model after each step.
+async fn live(world: &World, steps: Vec<Step>) -> Result<(), TestCaseError> {
+    let name = world.ids.next().replace('-', "")[12..].to_owned();
+    let gateways = [world.register(&format!("a{name}")).await, world.register(&format!("b{name}")).await];
+    let mut model: Vec<Model> = Vec::new();
+    for step in steps {
+        match step {
+            Step::Rotate { second } => {
+                let active = model.iter().filter(|token| token.active && token.second == second).count();
+                match world.rotate(&gateways[usize::from(second)].id).await {
+                    Ok(made) => {
+                        prop_assert!(active < 2, "a third token");
+                        model.push(Model { made, second, active: true });
+                    }
+                    Err(status) => {
+                        prop_assert_eq!((active, reason(&status)), (2, "TOKEN_LIMIT".to_owned()));
+                    }
+                }
+            }
+            Step::Revoke { second, token } if !model.is_empty() => {
+                let at = token.index(model.len());
+                let token = &mut model[at];
+                let request = world.by(ADMIN, revoke(&gateways[usize::from(second)].id, &token.made.id));
+                let code =
+                    world.registry().revoke_token(request).await.map_or_else(|s| s.code(), |_| Code::Ok);
+                // A token is revoked through its own gateway, as often as one likes.
+                let own = token.second == second;
+                prop_assert_eq!(code, if own { Code::Ok } else { Code::NotFound });
+                token.active &= !own;
+            }
+            Step::Present(token) if !model.is_empty() => {
+                let token = token.get(&model);
+                let expected = if token.active { Code::Ok } else { Code::Unauthenticated };
+                prop_assert_eq!(code_with(world, &token.made.token).await, expected);
+            }
+            Step::Revoke { .. } | Step::Present(_) => {}
+        }
+        for (second, gateway) in [false, true].into_iter().zip(&gateways) {
+            let listed: Vec<(String, bool)> = list(world, &gateway.id)
+                .await
+                .into_iter()
+                .map(|token| (token.id, token.status == "active"))
+                .collect();
+            let mine = model.iter().rev().filter(|token| token.second == second);
+            let expected: Vec<(String, bool)> =
+                mine.map(|token| (token.made.id.clone(), token.active)).collect();
+            prop_assert_eq!(listed, expected);
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn whatever_happens_to_tokens_a_gateway_has_two_at_most() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let world = runtime.block_on(World::start(TestDatabase::sqlite(), quick()));
+    let mut runner = TestRunner::new(Config {
+        cases: 24,
+        max_shrink_iters: 100,
+        failure_persistence: None,
+        ..Config::default()
+    });
+    let steps = prop::collection::vec(step(), 1..40);
+    runner.run(&steps, |steps| runtime.block_on(live(&world, steps))).unwrap();
 }

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use regex_lite::Regex;
-use service_kit::{AuthContext, Clock, Error, Ids, Kind, Result, field::Checks, page::Page};
+use service_kit::{
+    AuthContext, Clock, Error, Ids, Kind, Result, field::Checks, page::Page, token::AMR_SERVICE_KEY,
+};
 
 use super::{
     Listed,
@@ -61,6 +63,17 @@ pub enum CreateOutcome {
     IdTaken,
 }
 
+/// What came of writing the membership of a service account.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PutOutcome {
+    /// It is as it was asked for.
+    Done,
+    /// There is no such organization.
+    NoOrganization,
+    /// The membership is an owner's.
+    Owner,
+}
+
 /// The rules of organizations.
 #[derive(Debug, Clone)]
 pub struct Organizations {
@@ -76,7 +89,8 @@ impl Organizations {
         Self { store, access, clock, ids }
     }
 
-    /// Creates an organization that the caller owns. `id` may be empty.
+    /// Creates an organization that the caller owns. `id` may be empty. PERMISSION_DENIED
+    /// (`SERVICE_ACCOUNT`) when the caller is a service account: it belongs to its organization and owns none.
     pub async fn create(
         &self,
         caller: &AuthContext,
@@ -84,6 +98,13 @@ impl Organizations {
         handle: &str,
         name: &str,
     ) -> Result<Organization> {
+        if caller.claims().amr.iter().any(|method| method == AMR_SERVICE_KEY) {
+            return Err(Error::new(
+                Kind::PermissionDenied,
+                "SERVICE_ACCOUNT",
+                "a service account cannot own an organization",
+            ));
+        }
         let (id, name) = (id.to_ascii_lowercase(), name.trim());
         let mut checks = Checks::new();
         if !id.is_empty() {
@@ -146,6 +167,26 @@ impl Organizations {
         checks.done()?;
         self.store.rename_organization(id, name, self.clock.now_ms()).await?;
         self.seen(caller, id).await
+    }
+
+    /// Makes a service account a member with a role, or changes its role. NOT_FOUND when there is no such
+    /// organization; PERMISSION_DENIED for the membership of an owner, which never changes so.
+    pub async fn put_service_account(&self, organization_id: &str, id: &str, role: &str) -> Result<()> {
+        Checks::new().id("organizationId", organization_id).id("serviceAccountId", id).done()?;
+        let role = Role::parse(role)
+            .filter(|role| *role != Role::Owner)
+            .ok_or_else(|| Error::field("role", "must be admin, developer, viewer or consumer"))?;
+        match self.store.put_service_account(organization_id, id, role, self.clock.now_ms()).await? {
+            PutOutcome::Done => Ok(()),
+            PutOutcome::NoOrganization => Err(Error::not_found("organization")),
+            PutOutcome::Owner => Err(Error::permission_denied("an owner stays an owner")),
+        }
+    }
+
+    /// Ends the membership of a service account, if there is one; never that of an owner.
+    pub async fn remove_service_account(&self, organization_id: &str, id: &str) -> Result<()> {
+        Checks::new().id("organizationId", organization_id).id("serviceAccountId", id).done()?;
+        self.store.remove_service_account(organization_id, id).await
     }
 
     async fn seen(&self, caller: &AuthContext, id: &str) -> Result<Organization> {

@@ -3,7 +3,7 @@
 use proto::project::{
     CheckRequest, CheckResponse, CreateOrganizationRequest, GetOrganizationRequest, ListMembershipsRequest,
     ListMembershipsResponse, ListOrganizationsRequest, ListOrganizationsResponse, Organization,
-    UpdateOrganizationRequest,
+    PutServiceAccountRequest, RemoveServiceAccountRequest, UpdateOrganizationRequest,
     access_service_server::{AccessService, AccessServiceServer},
     check_response,
     organization_service_server::{OrganizationService, OrganizationServiceServer},
@@ -27,6 +27,7 @@ pub(crate) struct OrganizationGrpc {
 #[derive(Debug)]
 pub(crate) struct AccessGrpc {
     pub(crate) access: Access,
+    pub(crate) organizations: Organizations,
 }
 
 impl OrganizationGrpc {
@@ -114,6 +115,24 @@ impl AccessService for AccessGrpc {
         let permission = permission(&question.permission)?;
         let organization_ids = self.access.organizations_with(&question.user_id, permission).await?;
         Ok(Response::new(ListMembershipsResponse { organization_ids }))
+    }
+
+    async fn put_service_account(
+        &self,
+        request: Request<PutServiceAccountRequest>,
+    ) -> Result<Response<()>, Status> {
+        let PutServiceAccountRequest { organization_id, service_account_id, role } = request.into_inner();
+        self.organizations.put_service_account(&organization_id, &service_account_id, &role).await?;
+        Ok(Response::new(()))
+    }
+
+    async fn remove_service_account(
+        &self,
+        request: Request<RemoveServiceAccountRequest>,
+    ) -> Result<Response<()>, Status> {
+        let RemoveServiceAccountRequest { organization_id, service_account_id } = request.into_inner();
+        self.organizations.remove_service_account(&organization_id, &service_account_id).await?;
+        Ok(Response::new(()))
     }
 }
 

@@ -8,11 +8,11 @@ use service_kit::{
 };
 use trait_gen::trait_gen;
 
-use super::{SqlStore, role_names};
+use super::{SqlStore, is_foreign_key_violation, role_names};
 use crate::domain::{
     Listed,
     access::Role,
-    organizations::{CreateOutcome, NewOrganization, Organization},
+    organizations::{CreateOutcome, NewOrganization, Organization, PutOutcome},
 };
 
 /// Organizations and who belongs to them.
@@ -32,6 +32,16 @@ pub trait OrganizationStore: std::fmt::Debug + Send + Sync + 'static {
     async fn memberships(&self, user_id: &str, roles: &[Role]) -> Result<Vec<String>>;
     /// Makes a user a member, or changes a member's role.
     async fn put_member(&self, organization_id: &str, user_id: &str, role: Role, now: i64) -> Result<()>;
+    /// Makes a service account a member, or changes its role; the membership of an owner stays.
+    async fn put_service_account(
+        &self,
+        organization_id: &str,
+        id: &str,
+        role: Role,
+        now: i64,
+    ) -> Result<PutOutcome>;
+    /// Ends the membership of a service account; that of an owner stays.
+    async fn remove_service_account(&self, organization_id: &str, id: &str) -> Result<()>;
 }
 
 #[derive(sqlx::FromRow)]
@@ -198,6 +208,47 @@ impl OrganizationStore for SqlStore<Pool> {
         .bind(now)
         .execute(&mut *tx)
         .await?;
+        Ok(tx.commit().await?)
+    }
+
+    async fn put_service_account(
+        &self,
+        organization_id: &str,
+        id: &str,
+        role: Role,
+        now: i64,
+    ) -> Result<PutOutcome> {
+        let mut tx = self.pool.begin().await?;
+        let put = sqlx::query(
+            "INSERT INTO memberships (organization_id, user_id, role, created_at) VALUES ($1, $2, $3, $4)
+             ON CONFLICT (organization_id, user_id) DO UPDATE SET role = excluded.role
+             WHERE memberships.role <> $5",
+        )
+        .bind(organization_id)
+        .bind(id)
+        .bind(role.as_str())
+        .bind(now)
+        .bind(Role::Owner.as_str())
+        .execute(&mut *tx)
+        .await;
+        match put {
+            Ok(put) if put.rows_affected() == 0 => return Ok(PutOutcome::Owner),
+            Ok(_) => {}
+            Err(error) if is_foreign_key_violation(&error) => return Ok(PutOutcome::NoOrganization),
+            Err(error) => return Err(error.into()),
+        }
+        tx.commit().await?;
+        Ok(PutOutcome::Done)
+    }
+
+    async fn remove_service_account(&self, organization_id: &str, id: &str) -> Result<()> {
+        let mut tx = self.pool.begin().await?;
+        sqlx::query("DELETE FROM memberships WHERE organization_id = $1 AND user_id = $2 AND role <> $3")
+            .bind(organization_id)
+            .bind(id)
+            .bind(Role::Owner.as_str())
+            .execute(&mut *tx)
+            .await?;
         Ok(tx.commit().await?)
     }
 }

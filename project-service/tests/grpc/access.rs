@@ -1,7 +1,10 @@
 use std::collections::BTreeSet;
 
-use proto::project::{CheckRequest, ListMembershipsRequest, check_response::Decision};
-use tonic::Code;
+use proto::project::{
+    CheckRequest, GetOrganizationRequest, ListMembershipsRequest, PutServiceAccountRequest,
+    RemoveServiceAccountRequest, check_response::Decision,
+};
+use tonic::{Code, Status};
 
 use crate::harness::{Service, User, fields, refused};
 use project_service::domain::access::{Permission, Role};
@@ -23,7 +26,7 @@ async fn check(
 }
 
 /// The table of reference/security.md, written out once more.
-const TABLE: [(&str, &str); 13] = [
+const TABLE: [(&str, &str); 17] = [
     ("organizations:read", "owner admin developer viewer consumer"),
     ("organizations:write", "owner admin"),
     ("projects:read", "owner admin developer viewer"),
@@ -37,6 +40,10 @@ const TABLE: [(&str, &str); 13] = [
     ("gateways:write", "owner admin"),
     ("gateways:delete", "owner admin"),
     ("gateways:rotate", "owner admin"),
+    ("members:write", "owner admin"),
+    ("service-accounts:read", "owner admin"),
+    ("service-accounts:write", "owner admin"),
+    ("audit:read", "owner admin"),
 ];
 
 #[tokio::test]
@@ -121,11 +128,90 @@ async fn memberships_are_those_whose_role_holds_the_permission() {
 }
 
 #[tokio::test]
-async fn only_gateway_service_may_ask() {
+async fn each_service_may_ask_what_it_needs() {
     let service = Service::start(service_kit::testing::TestDatabase::sqlite()).await;
-    for peer in ["edge-proxy", "auth-service"] {
+    for peer in ["edge-proxy", "auth-service", "gateway-service"] {
         let mut client = AccessServiceClient::new(service.channel_of(peer));
-        refused(client.check(CheckRequest::default()).await, Code::PermissionDenied);
-        refused(client.list_memberships(ListMembershipsRequest::default()).await, Code::PermissionDenied);
+        let denied = |status: Status| status.code() == Code::PermissionDenied;
+        let refused = [
+            client.check(CheckRequest::default()).await.is_err_and(denied),
+            client.list_memberships(ListMembershipsRequest::default()).await.is_err_and(denied),
+            client.put_service_account(PutServiceAccountRequest::default()).await.is_err_and(denied),
+            client.remove_service_account(RemoveServiceAccountRequest::default()).await.is_err_and(denied),
+        ];
+        let expected = match peer {
+            "auth-service" => [false, true, false, false],
+            "gateway-service" => [false, false, true, true],
+            _ => [true; 4],
+        };
+        assert_eq!(refused, expected, "{peer}");
     }
+}
+
+fn put(organization_id: &str, id: &str, role: &str) -> PutServiceAccountRequest {
+    PutServiceAccountRequest {
+        organization_id: organization_id.to_owned(),
+        service_account_id: id.to_owned(),
+        role: role.to_owned(),
+    }
+}
+
+fn remove(organization_id: &str, id: &str) -> RemoveServiceAccountRequest {
+    RemoveServiceAccountRequest {
+        organization_id: organization_id.to_owned(),
+        service_account_id: id.to_owned(),
+    }
+}
+
+#[tokio::test]
+async fn a_service_account_is_a_member_until_it_is_removed() {
+    Service::on_both(async |service| {
+        let (_, organization, _) = service.owner().await;
+        let mut auth = AccessServiceClient::new(service.channel_of("auth-service"));
+        let account = service.service_account(&service.ids.next());
+        let role = async || check(&service, &account, &organization.id, "organizations:read").await;
+        assert_eq!(role().await.0, Decision::Hidden);
+        for name in ["viewer", "admin", "admin", "consumer", "developer"] {
+            auth.put_service_account(put(&organization.id, &account.id, name)).await.unwrap();
+            assert_eq!(role().await, (Decision::Allowed, name.to_owned()));
+        }
+        // Its keys work as a user's tokens do.
+        let read = GetOrganizationRequest { organization_id: organization.id.clone() };
+        account.organizations(&service).get_organization(read.clone()).await.unwrap();
+        for _ in 0..2 {
+            auth.remove_service_account(remove(&organization.id, &account.id)).await.unwrap();
+            assert_eq!(role().await.0, Decision::Hidden);
+        }
+        refused(account.organizations(&service).get_organization(read).await, Code::NotFound);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn no_service_account_is_or_replaces_an_owner() {
+    Service::on_both(async |service| {
+        let (owner, organization, _) = service.owner().await;
+        let mut auth = AccessServiceClient::new(service.channel_of("auth-service"));
+        let id = service.ids.next();
+        for (request, bad) in [
+            (put(&organization.id, &id, "owner"), "role"),
+            (put(&organization.id, &id, ""), "role"),
+            (put(&organization.id, &id, "Admin"), "role"),
+            (put("\0", &id, "admin"), "organizationId"),
+            (put(&organization.id, "x", "admin"), "serviceAccountId"),
+        ] {
+            let error = refused(auth.put_service_account(request).await, Code::InvalidArgument);
+            assert_eq!(fields(&error), [bad]);
+        }
+        let unknown = put(&service.ids.next(), &id, "admin");
+        refused(auth.put_service_account(unknown).await, Code::NotFound);
+        auth.remove_service_account(remove(&service.ids.next(), &id)).await.unwrap();
+
+        let demotion = put(&organization.id, &owner.id, "viewer");
+        refused(auth.put_service_account(demotion).await, Code::PermissionDenied);
+        auth.remove_service_account(remove(&organization.id, &owner.id)).await.unwrap();
+        let still = check(&service, &owner, &organization.id, "organizations:write").await;
+        assert_eq!(still, (Decision::Allowed, "owner".to_owned()));
+    })
+    .await;
 }

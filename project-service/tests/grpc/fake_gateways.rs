@@ -8,21 +8,18 @@ use std::{
 };
 
 use async_trait::async_trait;
-use proto::{
-    auth::Jwks,
-    gateway::{
-        AppendEventsRequest, AppendEventsResponse, NewEvent, ResolveGatewaysRequest, ResolveGatewaysResponse,
-        ResolvedGateway,
-        delivery_service_server::{DeliveryService, DeliveryServiceServer},
-    },
+use proto::gateway::{
+    AppendEventsRequest, AppendEventsResponse, NewEvent, ResolveGatewaysRequest, ResolveGatewaysResponse,
+    ResolvedGateway,
+    delivery_service_server::{DeliveryService, DeliveryServiceServer},
 };
 use service_kit::{
-    Clock, Error,
+    Clock,
     admin::Readiness,
     server::{GrpcServer, Listeners, Running},
     shutdown::Tasks,
-    testing::TestDatabase,
-    token::{KeySource, TokenConfig, Verifier},
+    testing::{Signer, TestDatabase},
+    token::Verifier,
 };
 use tokio::sync::Notify;
 use tonic::{Request, Response, Status, service::Routes};
@@ -62,11 +59,10 @@ impl FakeGateways {
 
     /// Serves on sockets, as a service of the same mesh.
     pub(crate) async fn serve(&self, service: &Service, listeners: Listeners) -> Running {
-        let token = TokenConfig { issuer: "i".to_owned(), audience: "a".to_owned() };
         let server = GrpcServer {
             name: "gateway-service",
             identity: service.ca.identity("gateway-service").unwrap(),
-            verifier: Verifier::new(token, Arc::new(NoKeys), Clock::system()),
+            verifier: Verifier::new(Signer::config(), Arc::new(service.signer.clone()), Clock::system()),
             routes: Routes::new(DeliveryServiceServer::new(self.clone())),
             tasks: Tasks::new(),
             readiness: Readiness::new(),
@@ -173,16 +169,5 @@ impl DeliveryService for FakeGateways {
             return Err(Status::unavailable("gone in the middle of an answer"));
         }
         Ok(Response::new(AppendEventsResponse { unknown_gateway_event_ids }))
-    }
-}
-
-/// Nobody calls the stand-in with an access token.
-#[derive(Debug)]
-struct NoKeys;
-
-#[async_trait]
-impl KeySource for NoKeys {
-    async fn jwks(&self) -> service_kit::Result<Jwks> {
-        Err(Error::not_found("key"))
     }
 }

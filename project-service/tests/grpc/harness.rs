@@ -2,23 +2,13 @@
 
 use std::{future::Future, sync::Arc};
 
-use async_trait::async_trait;
-use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _};
-use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use project_service::{Config, DEFAULTS, NAME, domain::access::Role, store::Stores};
-use proto::{
-    auth::{
-        GetJwksRequest, Jwk, Jwks,
-        key_service_server::{KeyService, KeyServiceServer},
-    },
-    project::{
-        Api, CreateApiRequest, CreateOrganizationRequest, ListProjectsRequest, Organization,
-        access_service_client::AccessServiceClient, api_service_client::ApiServiceClient,
-        deployment_service_client::DeploymentServiceClient,
-        organization_service_client::OrganizationServiceClient, project_service_client::ProjectServiceClient,
-    },
+use proto::project::{
+    Api, CreateApiRequest, CreateOrganizationRequest, ListProjectsRequest, Organization,
+    access_service_client::AccessServiceClient, api_service_client::ApiServiceClient,
+    deployment_service_client::DeploymentServiceClient,
+    organization_service_client::OrganizationServiceClient, project_service_client::ProjectServiceClient,
 };
-use serde_json::{Value, json};
 use service_kit::{
     Clock, Error, Ids, Kind,
     admin::Readiness,
@@ -27,15 +17,15 @@ use service_kit::{
     db::Database,
     server::{GrpcServer, Listeners, Running},
     shutdown::Tasks,
-    testing::TestDatabase,
+    testing::{Signer, TestDatabase},
     tls::{DevCa, install_provider},
-    token::{KeySource, TokenConfig, Verifier},
+    token::{AMR_SERVICE_KEY, Verifier},
 };
 use tempfile::TempDir;
 use tonic::{
     Code, Request, Response, Status,
     metadata::MetadataValue,
-    service::{Interceptor, Routes, interceptor::InterceptedService},
+    service::{Interceptor, interceptor::InterceptedService},
 };
 
 /// The service, running; everything goes away with it.
@@ -45,7 +35,7 @@ pub(crate) struct Service {
     pub(crate) folder: TempDir,
     pub(crate) ids: Ids,
     running: Running,
-    keys: Arc<Keys>,
+    pub(crate) signer: Signer,
     _auth: Running,
 }
 
@@ -70,6 +60,11 @@ impl Interceptor for Bearer {
 }
 
 impl User {
+    fn with_token(id: &str, token: &str) -> Self {
+        let bearer = format!("Bearer {token}").parse().unwrap();
+        Self { id: id.to_owned(), bearer: Bearer(bearer) }
+    }
+
     pub(crate) fn organizations(&self, service: &Service) -> OrganizationServiceClient<Channel> {
         OrganizationServiceClient::with_interceptor(service.edge(), self.bearer.clone())
     }
@@ -99,8 +94,8 @@ impl Service {
         install_provider();
         let folder = tempfile::tempdir().unwrap();
         let ca = DevCa::load_or_create(&folder.path().join("tls")).unwrap();
-        let keys = Arc::new(Keys::new());
-        let auth = start_auth(&ca, &keys).await;
+        let signer = Signer::new();
+        let auth = start_auth(&ca, &signer).await;
         let mut config: Config = Layers::new(DEFAULTS, None, "TOLLGATE_TEST__").unwrap().extract().unwrap();
         config.tls.dev_ca_dir = folder.path().join("tls");
         config.keys.sealing_key_file = folder.path().join("at-rest.key");
@@ -109,7 +104,7 @@ impl Service {
         config.upstreams.gateway.address = gateway.to_owned();
         let listeners = Listeners::bind("127.0.0.1:0", "127.0.0.1:0").await.unwrap();
         let running = project_service::start(config, listeners).await.unwrap();
-        Self { ca, database, folder, ids: Ids::new(Clock::system()), running, keys, _auth: auth }
+        Self { ca, database, folder, ids: Ids::new(Clock::system()), running, signer, _auth: auth }
     }
 
     /// Runs a test on SQLite and on PostgreSQL.
@@ -143,9 +138,14 @@ impl Service {
 
     /// A token of user `id` that may do only this.
     pub(crate) fn user_with_scope(&self, id: &str, scope: &str) -> User {
-        let token = self.keys.sign(id, scope, &self.ids.next());
-        let bearer = format!("Bearer {token}").parse().unwrap();
-        User { id: id.to_owned(), bearer: Bearer(bearer) }
+        User::with_token(id, &self.signer.token(id, scope))
+    }
+
+    /// The key of service account `id`.
+    pub(crate) fn service_account(&self, id: &str) -> User {
+        let mut claims = Signer::claims(id, "*");
+        claims["amr"] = [AMR_SERVICE_KEY].as_slice().into();
+        User::with_token(id, &self.signer.sign(&Signer::header(), &claims))
     }
 
     /// A user with a role in an organization.
@@ -213,68 +213,15 @@ pub(crate) fn fields(error: &Error) -> Vec<&str> {
     error.violations().iter().map(|violation| violation.field.as_str()).collect()
 }
 
-async fn start_auth(ca: &DevCa, keys: &Arc<Keys>) -> Running {
-    let token = TokenConfig { issuer: "i".to_owned(), audience: "a".to_owned() };
+async fn start_auth(ca: &DevCa, signer: &Signer) -> Running {
     let server = GrpcServer {
         name: "auth-service",
         identity: ca.identity("auth-service").unwrap(),
-        verifier: Verifier::new(token, keys.clone(), Clock::system()),
-        routes: Routes::new(KeyServiceServer::from_arc(keys.clone())),
+        verifier: Verifier::new(Signer::config(), Arc::new(signer.clone()), Clock::system()),
+        routes: signer.routes(),
         tasks: Tasks::new(),
         readiness: Readiness::new(),
         reflection: false,
     };
     server.serve(Listeners::bind("127.0.0.1:0", "127.0.0.1:0").await.unwrap()).await.unwrap()
-}
-
-/// What auth-service signs with.
-#[derive(Debug)]
-struct Keys(EcdsaKeyPair);
-
-impl Keys {
-    fn new() -> Self {
-        Self(EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap())
-    }
-
-    fn set(&self) -> Jwks {
-        let point = self.0.public_key().as_ref();
-        Jwks {
-            keys: vec![Jwk {
-                kty: "EC".to_owned(),
-                crv: "P-256".to_owned(),
-                x: URL_SAFE_NO_PAD.encode(&point[1..33]),
-                y: URL_SAFE_NO_PAD.encode(&point[33..65]),
-                r#use: "sig".to_owned(),
-                alg: "ES256".to_owned(),
-                kid: "k1".to_owned(),
-            }],
-        }
-    }
-
-    fn sign(&self, user_id: &str, scope: &str, id: &str) -> String {
-        let now = Clock::system().now_ms() / 1_000;
-        let claims = json!({
-            "iss": "https://tollgate.local", "aud": "tollgate", "sub": user_id, "exp": now + 600, "iat": now,
-            "jti": id, "client_id": "tests", "sid": "session", "scope": scope, "auth_time": now,
-        });
-        let part = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
-        let body =
-            format!("{}.{}", part(&json!({"alg": "ES256", "typ": "at+jwt", "kid": "k1"})), part(&claims));
-        let signature = self.0.sign(&aws_lc_rs::rand::SystemRandom::new(), body.as_bytes()).unwrap();
-        format!("{body}.{}", URL_SAFE_NO_PAD.encode(signature))
-    }
-}
-
-#[async_trait]
-impl KeyService for Keys {
-    async fn get_jwks(&self, _: Request<GetJwksRequest>) -> Result<Response<Jwks>, Status> {
-        Ok(Response::new(self.set()))
-    }
-}
-
-#[async_trait]
-impl KeySource for Keys {
-    async fn jwks(&self) -> service_kit::Result<Jwks> {
-        Ok(self.set())
-    }
 }

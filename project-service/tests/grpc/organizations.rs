@@ -192,3 +192,16 @@ async fn a_token_without_the_scope_is_refused() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn a_service_account_owns_no_organization() {
+    Service::on_both(async |service| {
+        let account = service.service_account(&service.ids.next());
+        let answer = account.organizations(&service).create_organization(named("", "skynet", "S")).await;
+        assert_eq!(refused(answer, Code::PermissionDenied).reason(), "SERVICE_ACCOUNT");
+        assert_eq!(list(&service, &account, 20, 0).await.1, 0);
+        // The handle was not taken on the way.
+        service.user().organizations(&service).create_organization(named("", "skynet", "S")).await.unwrap();
+    })
+    .await;
+}

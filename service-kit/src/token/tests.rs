@@ -1,60 +1,18 @@
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, AtomicU32, Ordering},
-};
+//! Tokens one by one; beside this file: attacks, and what the feed of revocations changes.
 
-use async_trait::async_trait;
-use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _};
-use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
-use proto::auth::{Jwk, Jwks};
+mod attacks;
+mod authority;
+mod feed;
+
+use std::sync::{Arc, atomic::Ordering};
+
 use serde_json::{Value, json};
 
-use super::{KeySource, TokenConfig, Verifier};
-use crate::{Clock, Kind, error::Result};
+use super::{TokenConfig, Verifier};
+use crate::{Clock, Kind, testing::Signer};
+use authority::Told;
 
 const NOW: i64 = 1_766_000_000;
-
-#[derive(Debug)]
-struct Fixed(Jwks);
-
-#[async_trait]
-impl KeySource for Fixed {
-    async fn jwks(&self) -> Result<Jwks> {
-        Ok(self.0.clone())
-    }
-}
-
-struct Signer {
-    pair: EcdsaKeyPair,
-}
-
-impl Signer {
-    fn new() -> Self {
-        Self { pair: EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap() }
-    }
-
-    fn jwks(&self) -> Jwks {
-        let point = self.pair.public_key().as_ref();
-        Jwks {
-            keys: vec![Jwk {
-                kty: "EC".into(),
-                crv: "P-256".into(),
-                x: URL_SAFE_NO_PAD.encode(&point[1..33]),
-                y: URL_SAFE_NO_PAD.encode(&point[33..65]),
-                r#use: "sig".into(),
-                alg: "ES256".into(),
-                kid: "k1".into(),
-            }],
-        }
-    }
-
-    fn sign(&self, header: &Value, claims: &Value) -> String {
-        let part = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
-        let body = format!("{}.{}", part(header), part(claims));
-        let signature = self.pair.sign(&aws_lc_rs::rand::SystemRandom::new(), body.as_bytes()).unwrap();
-        format!("{body}.{}", URL_SAFE_NO_PAD.encode(signature))
-    }
-}
 
 fn header() -> Value {
     json!({"alg": "ES256", "typ": "at+jwt", "kid": "k1"})
@@ -62,7 +20,7 @@ fn header() -> Value {
 
 fn claims() -> Value {
     json!({"iss": "https://tollgate.test", "aud": "tollgate", "sub": "u", "exp": NOW + 600, "iat": NOW,
-        "jti": "j", "client_id": "web", "sid": "s", "scope": "*", "auth_time": NOW})
+        "jti": "j", "client_id": "web", "sid": "s", "scope": "*", "auth_time": NOW, "amr": ["pwd"]})
 }
 
 fn with(mut base: Value, key: &str, value: Value) -> Value {
@@ -74,9 +32,12 @@ fn with(mut base: Value, key: &str, value: Value) -> Value {
     base
 }
 
+fn config() -> TokenConfig {
+    TokenConfig { issuer: "https://tollgate.test".into(), audience: "tollgate".into() }
+}
+
 fn verifier(signer: &Signer, clock: &Clock) -> Verifier {
-    let config = TokenConfig { issuer: "https://tollgate.test".into(), audience: "tollgate".into() };
-    Verifier::new(config, Arc::new(Fixed(signer.jwks())), clock.clone())
+    Verifier::new(config(), Arc::new(signer.clone()), clock.clone())
 }
 
 #[tokio::test]
@@ -131,13 +92,29 @@ async fn every_deviation_is_refused() {
         ("exp", json!(NOW - 6)),
         ("exp", json!(NOW + 901)),
         ("exp", json!("soon")),
+        ("exp", json!(i64::MAX)),
+        ("exp", json!(1.0e18)),
+        ("exp", json!((NOW + 600) as f64)),
         ("iat", json!(NOW + 6)),
+        ("iat", json!(NOW + 864_000)),
+        ("iat", json!(i64::MIN)),
         ("iat", Value::Null),
         ("nbf", json!(NOW + 3_600)),
+        ("nbf", json!(i64::MAX)),
+        ("sub", json!("")),
         ("jti", Value::Null),
+        ("jti", json!("")),
         ("sid", Value::Null),
+        ("sid", json!("")),
+        ("auth_time", Value::Null),
+        ("auth_time", json!(NOW + 6)),
+        ("auth_time", json!(i64::MAX)),
         ("scope", Value::Null),
         ("client_id", Value::Null),
+        ("amr", Value::Null),
+        ("amr", json!("pwd")),
+        ("amr", json!([])),
+        ("role", json!("admin")),
     ];
     for (key, value) in bad_claims {
         let token = signer.sign(&header(), &with(claims(), key, value.clone()));
@@ -153,48 +130,27 @@ async fn every_deviation_is_refused() {
     }
 }
 
-/// Answers as told, and counts.
-#[derive(Debug)]
-struct Moody {
-    jwks: Jwks,
-    up: AtomicBool,
-    asked: AtomicU32,
-}
-
-#[async_trait]
-impl KeySource for Moody {
-    async fn jwks(&self) -> Result<Jwks> {
-        self.asked.fetch_add(1, Ordering::SeqCst);
-        if self.up.load(Ordering::SeqCst) {
-            Ok(self.jwks.clone())
-        } else {
-            Err(super::unreachable(anyhow::anyhow!("test")))
-        }
-    }
-}
-
 #[tokio::test]
 async fn doubt_is_no_proof_and_unknown_keys_ask_rarely() {
     let (signer, clock) = (Signer::new(), Clock::fixed(NOW * 1_000));
-    let source =
-        Arc::new(Moody { jwks: signer.jwks(), up: AtomicBool::new(false), asked: AtomicU32::new(0) });
-    let config = TokenConfig { issuer: "https://tollgate.test".into(), audience: "tollgate".into() };
-    let verifier = Verifier::new(config, source.clone(), clock.clone());
+    let (source, _feeds) = Told::new(&[("k1", &signer)]);
+    let verifier = Verifier::new(config(), source.clone(), clock.clone());
     let good = signer.sign(&header(), &claims());
     let stranger = signer.sign(&with(header(), "kid", json!("k2")), &claims());
 
+    source.is_up.store(false, Ordering::SeqCst);
     for _ in 0..5 {
         assert_eq!(verifier.verify(&good).await.unwrap_err().kind(), Kind::Unavailable);
     }
-    assert_eq!(source.asked.load(Ordering::SeqCst), 1, "a source that is down is left alone for a second");
-    source.up.store(true, Ordering::SeqCst);
+    assert_eq!(source.fetched.load(Ordering::SeqCst), 1, "a source that is down is left alone for a second");
+    source.is_up.store(true, Ordering::SeqCst);
     clock.advance_ms(1_000);
     assert!(verifier.verify(&good).await.is_ok());
     for _ in 0..5 {
         assert_eq!(verifier.verify(&stranger).await.unwrap_err().reason(), "INVALID_TOKEN");
     }
-    assert_eq!(source.asked.load(Ordering::SeqCst), 2);
+    assert_eq!(source.fetched.load(Ordering::SeqCst), 2);
     clock.advance_ms(30_000);
     assert!(verifier.verify(&stranger).await.is_err());
-    assert_eq!(source.asked.load(Ordering::SeqCst), 3);
+    assert_eq!(source.fetched.load(Ordering::SeqCst), 3);
 }

@@ -133,3 +133,38 @@ async fn a_bad_url_or_schema_is_named() {
     let error = Database::open(&config, &MIGRATIONS).await.unwrap_err().to_string();
     assert!(error.contains("database.schema"), "{error}");
 }
+
+#[tokio::test]
+async fn a_database_that_is_not_there_is_not_made() {
+    let test = TestDatabase::sqlite();
+    assert!(Database::open_existing(&test.config, &MIGRATIONS).await.is_err());
+    assert!(Database::open_existing(&test.config, &MIGRATIONS).await.is_err(), "nor is it made by asking");
+
+    let test = TestDatabase::postgres();
+    let error = Database::open_existing(&test.config, &MIGRATIONS).await.unwrap_err().to_string();
+    assert!(error.contains("database.url") && error.contains("no tables"), "{error}");
+    let config = TestDatabase::postgres().config;
+    let Database::Postgres(pool) = Database::open(&config, &MIGRATIONS).await.unwrap() else { panic!() };
+    let found: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM pg_namespace WHERE nspname = $1")
+        .bind(&test.config.schema)
+        .fetch_one(pool.read())
+        .await
+        .unwrap();
+    assert_eq!(found, 0);
+}
+
+#[tokio::test]
+async fn a_database_of_another_service_or_version_is_refused_by_name() {
+    for test in TestDatabase::both() {
+        let database = Database::open(&test.config, &MIGRATIONS).await.unwrap();
+        Database::open_existing(&test.config, &MIGRATIONS).await.unwrap().ping().await.unwrap();
+        let spoil = "UPDATE _sqlx_migrations SET checksum = $1";
+        on!(&database, pool => {
+            let mut tx = pool.begin().await.unwrap();
+            sqlx::query(spoil).bind(&b"another"[..]).execute(&mut *tx).await.unwrap();
+            tx.commit().await.unwrap();
+        });
+        let error = Database::open_existing(&test.config, &MIGRATIONS).await.unwrap_err().to_string();
+        assert!(error.contains("database.url") && error.contains("another service"), "{error}");
+    }
+}

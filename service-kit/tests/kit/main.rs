@@ -3,3 +3,4 @@
 
 mod databases;
 mod mesh;
+mod tokens;

@@ -16,21 +16,12 @@ use service_kit::{
     client::{Upstream, UpstreamConfig},
     server::{GrpcServer, Listeners, Running},
     shutdown::Tasks,
+    testing::Signer,
     tls::{DevCa, Identity},
-    token::{KeySource, TokenConfig, Verifier},
+    token::{TokenConfig, Verifier},
 };
 use tokio::sync::Notify;
 use tonic::{Code, Request, Response, Status, service::Routes};
-
-#[derive(Debug)]
-struct NoKeys;
-
-#[async_trait]
-impl KeySource for NoKeys {
-    async fn jwks(&self) -> service_kit::Result<Jwks> {
-        Ok(Jwks::default())
-    }
-}
 
 /// Answers after a while, or panics.
 #[derive(Default)]
@@ -65,7 +56,7 @@ impl Mesh {
         let server = GrpcServer {
             name: "auth-service",
             identity: ca.identity("auth-service").unwrap(),
-            verifier: Verifier::new(config, Arc::new(NoKeys), Clock::system()),
+            verifier: Verifier::new(config, Arc::new(Signer::new()), Clock::system()),
             routes: Routes::new(KeyServiceServer::new(keys)),
             tasks: Tasks::new(),
             readiness: Readiness::new(),

@@ -6,7 +6,7 @@ use prost::Message as _;
 use prost_reflect::{DynamicMessage, FieldDescriptor, Kind, MessageDescriptor, Value};
 use proto::MethodPolicy;
 
-use crate::support::unique;
+use crate::support::{PASSWORD, unique};
 
 /// A small document that can be imported.
 const DOCUMENT: &str = r#"{"openapi":"3.0.0","info":{"title":"t","version":"1"},
@@ -26,6 +26,14 @@ pub(crate) struct Ids {
     pub(crate) gateway: String,
     pub(crate) token: String,
     pub(crate) deployment: String,
+    pub(crate) session: String,
+    pub(crate) personal_token: String,
+    pub(crate) service_account: String,
+    pub(crate) key: String,
+    pub(crate) passkey: String,
+    pub(crate) identity: String,
+    /// Of a device: what a person enters.
+    pub(crate) user_code: String,
 }
 
 impl Ids {
@@ -41,13 +49,25 @@ impl Ids {
             gateway: ids.next(),
             token: ids.next(),
             deployment: ids.next(),
+            session: ids.next(),
+            personal_token: ids.next(),
+            service_account: ids.next(),
+            key: ids.next(),
+            passkey: ids.next(),
+            identity: ids.next(),
+            user_code: "BCDF-GHJK".to_owned(),
         }
     }
 
     /// The id for a field such as `api_id` or `deployment_ids`.
-    fn of(&self, field: &str) -> Option<&str> {
-        let stem = field.strip_suffix("_id").or_else(|| field.strip_suffix("_ids"))?;
+    fn of(&self, field: &FieldDescriptor) -> Option<&str> {
+        let name = field.name();
+        if name == "user_code" {
+            return Some(&self.user_code);
+        }
+        let stem = name.strip_suffix("_id").or_else(|| name.strip_suffix("_ids"))?;
         Some(match stem {
+            "token" if field.parent_message().package_name() == "tollgate.auth.v1" => &self.personal_token,
             "organization" => &self.organization,
             "project" => &self.project,
             "user" => &self.user,
@@ -56,15 +76,20 @@ impl Ids {
             "gateway" => &self.gateway,
             "token" => &self.token,
             "deployment" => &self.deployment,
+            "session" => &self.session,
+            "service_account" => &self.service_account,
+            "key" => &self.key,
+            "passkey" => &self.passkey,
+            "identity" => &self.identity,
             _ => return None,
         })
     }
 }
 
-/// Whether a method's request names something that belongs to an organization.
+/// Whether a method's request names something that belongs to somebody.
 pub(crate) fn names_something(method: &MethodPolicy) -> bool {
     let ids = Ids::nowhere();
-    method.descriptor.input().fields().any(|field| ids.of(field.name()).is_some() && is_text(&field))
+    method.descriptor.input().fields().any(|field| ids.of(&field).is_some() && is_text(&field))
 }
 
 /// A request of the method, encoded.
@@ -97,7 +122,7 @@ fn filled(descriptor: &MessageDescriptor, ids: &Ids) -> DynamicMessage {
 
 /// A valid text for a field; nothing where empty is as good.
 fn text(field: &FieldDescriptor, ids: &Ids) -> Option<String> {
-    if let Some(id) = ids.of(field.name()) {
+    if let Some(id) = ids.of(field) {
         // In an API these are set by the server.
         return Some(id.to_owned());
     }
@@ -109,6 +134,14 @@ fn text(field: &FieldDescriptor, ids: &Ids) -> Option<String> {
         "handle" => unique("h"),
         "vhost" => "a.example.com".to_owned(),
         "content_type" => "application/json".to_owned(),
+        "role" => "viewer".to_owned(),
+        "scopes" => "*:read".to_owned(),
+        "client_id" => "tollgate-cli".to_owned(),
+        "provider" => "local".to_owned(),
+        "code" => "000000".to_owned(),
+        "email" => format!("{}@example.com", unique("u")),
+        "password" | "current_password" => PASSWORD.to_owned(),
+        "new_password" => unique("a new password"),
         _ => return None,
     })
 }

@@ -1,30 +1,47 @@
 //! Nothing that is secret shows up where it must not: logs at their most talkative, the files of the data
-//! folder, metrics, the bodies of errors.
+//! folder, the database, metrics, the bodies of errors.
 
-use std::path::Path;
+#[path = "secrets/factors.rs"]
+mod factors;
+#[path = "secrets/identity.rs"]
+mod identity;
+#[path = "secrets/misplaced.rs"]
+mod misplaced;
+#[path = "secrets/platform.rs"]
+mod platform;
 
-use base64::{Engine as _, engine::general_purpose::STANDARD};
-use reqwest::Method;
-use serde_json::{Value, json};
-use suite::{
-    client::{Client, Reply, text_at},
-    gateway::{GatewayClient, LinkError},
-};
+use std::path::{Path, PathBuf};
 
-use crate::support::{Account, Process, admin, client, config_file, unique, wait_for};
+use secrecy::ExposeSecret as _;
+use serde_json::Value;
+use service_kit::testing::TestDatabase;
+use suite::client::{Client, Reply};
+
+use crate::support::{Account, Process, Provider, admin, client, config_file};
 
 const TELEMETRY: &str = "[edge.telemetry]\nlog = \"debug\"\nformat = \"json\"\n";
+
+/// A secret must be at least this long to be looked for: shorter ones are found by chance.
+const SHORTEST: usize = 8;
 
 /// What must not be found, each with a name for the message, and the errors that were answered.
 #[derive(Default)]
 struct Canaries {
-    secrets: Vec<(&'static str, String)>,
+    secrets: Vec<Canary>,
     errors: Vec<(String, String)>,
+}
+
+struct Canary {
+    name: &'static str,
+    text: String,
+    /// Whether the database may hold it: no secret to who can read that.
+    stored: bool,
 }
 
 impl Canaries {
     fn keep(&mut self, name: &'static str, secret: &str) {
-        self.secrets.push((name, secret.to_owned()));
+        assert!(secret.len() >= SHORTEST, "{name} is too short to be looked for");
+        self.secrets.push(Canary { name, text: secret.to_owned(), stored: false });
     }
 
     /// A token as a whole and its secret half: the last part, after the id (`_`) or the claims (`.`).
@@ -35,31 +52,111 @@ impl Canaries {
         self.keep(name, secret);
     }
 
+    /// The text at a JSON pointer of an answer.
+    fn keep_at(&mut self, name: &'static str, answer: &Value, pointer: &str) -> String {
+        let text = suite::client::text_at(answer, pointer).unwrap().to_owned();
+        self.keep(name, &text);
+        text
+    }
+
+    /// Something that is nowhere but in the database.
+    fn keep_stored(&mut self, name: &'static str, text: &str) {
+        self.keep(name, text);
+        self.secrets.last_mut().unwrap().stored = true;
+    }
+
     fn refused(&mut self, reply: &Reply) {
         assert!((400..500).contains(&reply.status), "{}: {} {}", reply.request, reply.status, reply.text());
-        self.errors.push((reply.request.clone(), reply.text()));
+        self.answered(reply);
+    }
+
+    /// Takes down an answer that holds no secret, however it went. An error names the path that was asked
+    /// for, in `instance`, as it was asked for; nothing else of it comes back.
+    fn answered(&mut self, reply: &Reply) {
+        assert_ne!(reply.status, 500, "{}: {}", reply.request, reply.text());
+        let path = reply.request.split([' ', '?']).nth(1).unwrap();
+        let instance = format!("\"instance\":\"{path}\"");
+        let shown = format!("{:?} {}", reply.headers, reply.text().replacen(&instance, "", 1));
+        self.errors.push((reply.request.clone(), shown));
     }
 
     fn none_in(&self, place: &str, bytes: &[u8]) {
-        for (name, secret) in &self.secrets {
-            let at = bytes.windows(secret.len()).position(|window| window == secret.as_bytes());
-            let around = at.map(|at| &bytes[at.saturating_sub(200)..bytes.len().min(at + 20)]);
-            assert!(at.is_none(), "{name} is in {place}: {}", String::from_utf8_lossy(around.unwrap()));
+        for canary in &self.secrets {
+            canary.not_in(&canary.text, place, bytes);
         }
+    }
+
+    /// The same of something that holds the database, in which bytes are hexadecimal.
+    fn none_stored_in(&self, place: &str, bytes: &[u8]) {
+        for canary in self.secrets.iter().filter(|canary| !canary.stored) {
+            canary.not_in(&canary.text, place, bytes);
+            let hex: String = canary.text.bytes().map(|byte| format!("{byte:02x}")).collect();
+            canary.not_in(&hex, place, bytes);
+        }
+    }
+}
+
+impl Canary {
+    fn not_in(&self, text: &str, place: &str, bytes: &[u8]) {
+        let at = bytes.windows(text.len()).position(|window| window == text.as_bytes());
+        let around = at.map(|at| &bytes[at.saturating_sub(200)..bytes.len().min(at + 20)]);
+        assert!(at.is_none(), "{} is in {place}: {}", self.name, String::from_utf8_lossy(around.unwrap()));
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn secrets_stay_secret() {
     let folder = tempfile::tempdir().unwrap();
-    let process = Process::start(folder.path(), &config_file(folder.path(), TELEMETRY)).await;
-    let data = folder.path().join("data");
+    secrets_stay_secret_in(folder.path(), "").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn secrets_stay_secret_on_postgresql() {
+    let folder = tempfile::tempdir().unwrap();
+    let databases = ["auth", "project", "gateway"].map(|section| (section, TestDatabase::postgres()));
+    let settings = databases.iter().map(|(section, database)| {
+        let url = database.config.url.expose_secret();
+        format!("[{section}.database]\nurl = \"{url}\"\nschema = \"{}\"\n", database.config.schema)
+    });
+    let canaries = secrets_stay_secret_in(folder.path(), &settings.collect::<String>()).await;
+    for (section, database) in &databases {
+        let dump = tokio::process::Command::new("pg_dump")
+            .args(["--inserts", "--schema", &database.config.schema, "--dbname"])
+            .arg(database.config.url.expose_secret())
+            .output()
+            .await
+            .unwrap();
+        assert!(dump.status.success(), "{}", String::from_utf8_lossy(&dump.stderr));
+        assert!(dump.stdout.windows(11).any(|window| window == b"INSERT INTO"), "{section} is empty");
+        canaries.none_stored_in(&format!("the database of {section}"), &dump.stdout);
+    }
+}
+
+/// Puts canaries through everything, and looks for them everywhere but in mail: there they belong.
+async fn secrets_stay_secret_in(folder: &Path, settings: &str) -> Canaries {
+    let (provider, mail) = (Provider::start().await, folder.join("mail"));
+    let settings = format!(
+        "{TELEMETRY}[auth.mail]\nfolder = {:?}\n{}{settings}",
+        mail.display().to_string(),
+        provider.settings()
+    );
+    let process = Process::start(folder, &config_file(folder, &settings)).await;
+    let data = folder.join("data");
     let anybody = client(&process.url, &suite::ca_file(&data));
     let mut canaries = Canaries::default();
-    sessions(&anybody, &mut canaries).await;
+    canaries.keep("the secret that a provider knows us by", &provider.client_secret);
+    identity::passwords(&anybody, &mail, &mut canaries).await;
+    identity::cookies(&anybody, &mut canaries).await;
+    identity::providers(&anybody, &provider, &mut canaries).await;
+    factors::totp(&anybody, &mut canaries).await;
+    factors::passkeys(&anybody, &mut canaries).await;
     let account = Account::new(&anybody).await;
-    let api = private_key(&account, &mut canaries).await;
-    link(&account, &api, &mut canaries).await;
+    identity::programs(&account, &anybody, &mut canaries).await;
+    identity::devices(&account, &anybody, &mut canaries).await;
+    let api = platform::private_key(&account, &mut canaries).await;
+    platform::link(&account, &api, &mut canaries).await;
+    misplaced::everything(&anybody, &account, &mut canaries).await;
+    misplaced::forged_lines(&anybody, &account, &mut canaries).await;
 
     for (request, body) in &canaries.errors {
         canaries.none_in(&format!("the error of {request}"), body.as_bytes());
@@ -69,111 +166,43 @@ async fn secrets_stay_secret() {
     }
     // While it runs, and after its end: what was in the write-ahead log is then in the database.
     in_files(&data, &canaries);
-    let log = folder.path().join("stderr.log");
+    let log = folder.join("stderr.log");
     assert_eq!(process.terminate().await, Some(0));
-    in_files(&data, &canaries);
+    let files = in_files(&data, &canaries);
+    for wanted in ["audit-heads", "auth-at-rest.key"] {
+        let there = files.iter().any(|file| file.components().any(|part| part.as_os_str() == wanted));
+        assert!(there, "no {wanted} in {files:?}");
+    }
     let log = std::fs::read(log).unwrap();
     assert!(log.windows(5).any(|window| window == b"DEBUG"), "the log is not talkative");
     canaries.none_in("stderr", &log);
+    misplaced::lines_are_objects(&log);
+    canaries
 }
 
-/// Sign-up, login, refresh and logout, right and wrong.
-async fn sessions(anybody: &Client, canaries: &mut Canaries) {
-    let password = unique("canary-password");
-    canaries.keep("a password", &password);
-    let email = format!("{}@example.com", unique("u"));
-    let wrong = unique("canary-wrong-password");
-    canaries.keep("a wrong password", &wrong);
-    let body = json!({"email": email, "password": password, "name": "U"});
-    anybody.post("/api/v1/auth/signup", &body).await.unwrap().expect(201).unwrap();
-    let login = async |body: Value| anybody.post("/api/v1/auth/login", &body).await.unwrap();
-    canaries.refused(&anybody.post("/api/v1/auth/signup", &body).await.unwrap());
-    canaries.refused(&login(json!({"email": email, "password": wrong})).await);
-    // In the wrong place, in the wrong shape, and broken off.
-    canaries.refused(&login(json!({"email": email, "password": [wrong]})).await);
-    canaries.refused(&login(json!({"email": email, "password": {"value": wrong}})).await);
-    canaries.refused(&login(json!(wrong)).await);
-    canaries.refused(&login(json!({"email": email, "password": password, "remember": wrong})).await);
-    let half = format!("{{\"password\": \"{password}\", \"email\": ");
-    let broken = anybody.send(Method::POST, "/api/v1/auth/login", "application/json", half).await.unwrap();
-    canaries.refused(&broken);
-
-    let pair = login(json!({"email": email, "password": password})).await.expect(200).unwrap();
-    let (access, refresh) =
-        (text_at(&pair, "/accessToken").unwrap(), text_at(&pair, "/refreshToken").unwrap());
-    canaries.keep_token("an access token", access, '.');
-    canaries.keep("a refresh token", refresh);
-    let rotate = async |token: &str| {
-        anybody.post("/api/v1/auth/refresh", &json!({"refreshToken": token})).await.unwrap()
-    };
-    let next = rotate(refresh).await.expect(200).unwrap();
-    canaries.keep("the next refresh token", text_at(&next, "/refreshToken").unwrap());
-    let client = anybody.with_token(access);
-    client.get("/api/v1/auth/profile").await.unwrap().expect(200).unwrap();
-    let forged = format!("{access}x");
-    canaries.refused(&anybody.with_token(&forged).get("/api/v1/auth/profile").await.unwrap());
-    let nonsense = unique("canary-token");
-    canaries.keep("what is no token", &nonsense);
-    canaries.refused(&anybody.with_token(&nonsense).get("/api/v1/auth/profile").await.unwrap());
-    canaries.refused(&anybody.get(&format!("/api/v1/auth/profile?access_token={nonsense}")).await.unwrap());
-    canaries.refused(&rotate(&nonsense).await);
-    canaries.refused(&rotate(refresh).await);
-    client.post("/api/v1/auth/logout", &json!({})).await.unwrap();
-}
-
-/// An API with a private key; its id.
-async fn private_key(account: &Account, canaries: &mut Canaries) -> String {
-    let key = STANDARD.encode(unique("canary-private-key-of-an-api"));
-    canaries.keep("a private key", &key);
-    let pem = format!("-----BEGIN PRIVATE KEY-----\n{key}\n-----END PRIVATE KEY-----\n");
-    let mut body = account.api_body("keyed");
-    body["mtls"] = json!({"enabled": true, "clientKey": pem});
-    let made = account.client.post("/api/v1/apis", &body).await.unwrap();
-    canaries.none_in("an API", made.text().as_bytes());
-    let id = text_at(&made.expect(201).unwrap(), "/id").unwrap().to_owned();
-    body["mtls"]["clientKey"] = json!([pem]);
-    canaries.refused(&account.client.post("/api/v1/apis", &body).await.unwrap());
-    body["mtls"]["clientKey"] = json!(key);
-    canaries.refused(&account.client.post("/api/v1/apis", &body).await.unwrap());
-    canaries.refused(&account.import("application/yaml", format!("openapi: 3.1.0\n{pem}")).await);
-    id
-}
-
-/// A gateway with a token: its socket, its HTTPS side, a deployment; and one with a wrong token.
-async fn link(account: &Account, api: &str, canaries: &mut Canaries) {
-    let gateway = account.gateway().await;
-    canaries.keep_token("a gateway's token", &gateway.token, '_');
-    let controller = gateway.run();
-    account.deploy(api, &gateway.id).await.unwrap();
-    account.wait_for_status(api, &gateway.id, "DEPLOYED").await;
-    controller.stop().await;
-    let mut wrong = gateway.token.clone();
-    wrong.replace_range(wrong.len() - 8.., "zzzzzzzz");
-    canaries.keep_token("a wrong gateway token", &wrong, '_');
-    let nonsense = unique("canary-api-key");
-    canaries.keep("what is no gateway token", &nonsense);
-    for token in [wrong, nonsense] {
-        let client = GatewayClient::new(&account.client, &token);
-        let Err(LinkError::Refused { status, body }) = client.connect().await else { panic!("not refused") };
-        assert_eq!(status, 401, "{body}");
-        canaries.errors.push(("a gateway's socket".to_owned(), body));
-        canaries.refused(&client.call(Method::GET, "/api/internal/v1/deployments", None).await.unwrap());
-    }
-    let path = format!("/api/v1/gateways/{}/tokens/{}", gateway.id, gateway.token_id);
-    account.client.delete(&path).await.unwrap().expect(204).unwrap();
-    wait_for("the revoked token is refused", async || gateway.client.deployments().await.err()).await;
-}
-
-fn in_files(folder: &Path, canaries: &Canaries) {
-    let mut found = 0;
+/// Looks through every file below a folder; the files.
+fn in_files(folder: &Path, canaries: &Canaries) -> Vec<PathBuf> {
+    let mut found = Vec::new();
     for entry in std::fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
         if path.is_dir() {
-            in_files(&path, canaries);
+            found.extend(in_files(&path, canaries));
         } else {
-            found += 1;
-            canaries.none_in(&path.display().to_string(), &std::fs::read(&path).unwrap());
+            canaries.none_stored_in(&path.display().to_string(), &std::fs::read(&path).unwrap());
+            found.push(path);
         }
     }
-    assert!(found > 0, "{} is empty", folder.display());
+    assert!(!found.is_empty(), "{} is empty", folder.display());
+    found
+}
+
+/// Posts to the part of the API that is about identity; the answer.
+async fn post(client: &Client, path: &str, body: &Value) -> Reply {
+    client.post(&format!("/api/v1/auth/{path}"), body).await.unwrap()
+}
+
+/// The same where it must work; what is answered.
+async fn posted(client: &Client, path: &str, body: &Value) -> Value {
+    let reply = post(client, path, body).await;
+    reply.expect(reply.status_of(&[200, 201, 202, 204])).unwrap()
 }

@@ -3,7 +3,12 @@
 #![allow(dead_code, unused_imports, reason = "each test binary uses a part of it")]
 
 mod account;
+#[path = "../../../auth-service/tests/grpc/authenticator.rs"]
+mod authenticator;
+#[path = "../../../auth-service/tests/grpc/oidc_server.rs"]
+mod oidc_server;
 mod process;
+mod provider;
 
 use std::{net::SocketAddr, path::Path, time::Duration};
 
@@ -12,15 +17,22 @@ use service_kit::testing::TestDatabase;
 use suite::{Suite, SuiteConfig, client::Client, trust::Trust};
 use tempfile::TempDir;
 
-pub(crate) use account::{Account, signed_up, unique};
+pub(crate) use account::{Account, PASSWORD, signed_up, unique};
+pub(crate) use authenticator::Authenticator;
 pub(crate) use process::Process;
+pub(crate) use provider::Provider;
 
 /// How long the platform may take for what it does on its own; two slow cores run many tests at once.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// All tests come from one address: its limits are not what they test.
-const LIMITS: &str =
-    "[edge.limits]\ncredential_per_minute = 1000000\ngateway_connects_per_minute = 1000000\n";
+const LIMITS: &str = "[edge.limits]
+credential_per_minute = 1000000
+sign_up_per_hour = 1000000
+mail_per_hour = 1000000
+refresh_per_minute = 1000000
+gateway_connects_per_minute = 1000000
+";
 
 /// A suite for one test; its folder goes with it.
 pub(crate) struct TestSuite {
@@ -36,9 +48,19 @@ impl TestSuite {
         Self::with(String::new(), Vec::new()).await
     }
 
+    /// On SQLite with more settings.
+    pub(crate) async fn configured(text: &str) -> Self {
+        Self::with(text.to_owned(), Vec::new()).await
+    }
+
     /// On PostgreSQL: each service has a schema of its own.
     pub(crate) async fn on_postgres() -> Self {
-        let mut text = String::new();
+        Self::on_postgres_configured("").await
+    }
+
+    /// On PostgreSQL with more settings.
+    pub(crate) async fn on_postgres_configured(text: &str) -> Self {
+        let mut text = text.to_owned();
         let mut databases = Vec::new();
         for section in ["auth", "project", "gateway"] {
             let database = TestDatabase::postgres();
@@ -69,7 +91,9 @@ impl TestSuite {
 /// Writes the suite's configuration of a test.
 pub(crate) fn config_file(folder: &Path, more: &str) -> std::path::PathBuf {
     let file = folder.join("suite.toml");
-    std::fs::write(&file, format!("{LIMITS}{more}")).unwrap();
+    // Limits of a test's own are what it tests.
+    let limits = if more.contains("[edge.limits]") { "" } else { LIMITS };
+    std::fs::write(&file, format!("{limits}{more}")).unwrap();
     file
 }
 
@@ -77,6 +101,18 @@ pub(crate) fn config_file(folder: &Path, more: &str) -> std::path::PathBuf {
 pub(crate) fn client(url: &str, ca: &Path) -> Client {
     service_kit::tls::install_provider();
     Client::new(url, &Trust::from_ca_file(ca).unwrap()).unwrap()
+}
+
+/// The origin of the suite's pages, as browsers write it.
+pub(crate) fn origin(client: &Client) -> &str {
+    client.base().as_str().trim_end_matches('/')
+}
+
+/// An authenticator for the pages of the suite.
+pub(crate) fn authenticator(client: &Client) -> Authenticator {
+    let mut authenticator = Authenticator::new();
+    authenticator.origin = origin(client).to_owned();
+    authenticator
 }
 
 /// What an admin port answers: status and body.

@@ -1,4 +1,5 @@
-//! Refresh tokens: 32 random bytes as base64url. Only their SHA-256 is ever stored.
+//! Secrets that somebody holds and we do not: 32 random bytes as base64url, of which only the SHA-256 is
+//! ever stored. Refresh tokens, mailed links, challenges, device tokens and codes are made of them.
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use secrecy::{ExposeSecret as _, SecretString};
@@ -8,6 +9,13 @@ use sha2::{Digest as _, Sha256};
 /// What is stored of a token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct TokenHash(pub(crate) [u8; 32]);
+
+impl TokenHash {
+    /// 64 hexadecimal digits.
+    pub(crate) fn hex(self) -> String {
+        self.0.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+}
 
 /// A new token: its text for the owner, its hash for the store.
 pub(crate) fn issue() -> (SecretString, TokenHash) {
