@@ -18,7 +18,7 @@ use crate::support::{Account, Process, client, config_file, unique, wait_for};
 
 /// A collector: every span, with the name of the process that it came from.
 #[derive(Clone, Default)]
-struct Collector(Arc<Mutex<Vec<(String, Span)>>>);
+pub(crate) struct Collector(Arc<Mutex<Vec<(String, Span)>>>);
 
 #[async_trait]
 impl TraceService for Collector {
@@ -38,6 +38,23 @@ impl TraceService for Collector {
 }
 
 impl Collector {
+    /// A collector on a port of its own, and where it is.
+    pub(crate) async fn start() -> (Self, String) {
+        let collector = Self::default();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        let service = TraceServiceServer::new(collector.clone());
+        let server = tonic::transport::Server::builder().add_service(service);
+        tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
+        (collector, endpoint)
+    }
+
+    /// All that was exported, as text, and how many spans it is.
+    pub(crate) fn text(&self) -> (String, usize) {
+        let spans = self.0.lock().unwrap();
+        (format!("{spans:?}"), spans.len())
+    }
+
     fn span(&self, trace: &[u8], name: &str) -> Option<(String, Span)> {
         let spans = self.0.lock().unwrap();
         spans.iter().find(|(_, span)| span.trace_id == trace && span.name == name).cloned()
@@ -59,12 +76,7 @@ fn attribute(span: &Span, key: &str) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_spans_of_a_request_form_one_tree() {
-    let collector = Collector::default();
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let endpoint = format!("http://{}", listener.local_addr().unwrap());
-    let server = tonic::transport::Server::builder().add_service(TraceServiceServer::new(collector.clone()));
-    let server = tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
-
+    let (collector, endpoint) = Collector::start().await;
     let folder = tempfile::tempdir().unwrap();
     // Lines are turned off: traces do not depend on them.
     let telemetry = format!("[edge.telemetry]\nlog = \"error\"\notlp_endpoint = \"{endpoint}\"\n");
@@ -107,7 +119,6 @@ async fn the_spans_of_a_request_form_one_tree() {
         );
     }
     assert_eq!(process.terminate().await, Some(0));
-    server.abort();
 }
 
 fn hex(text: &str) -> Vec<u8> {

@@ -1,5 +1,5 @@
-//! Nothing that is secret shows up where it must not: logs at their most talkative, the files of the data
-//! folder, the database, metrics, the bodies of errors.
+//! Nothing that is secret shows up where it must not: logs at their most talkative, traces, the files of the
+//! data folder, the database, metrics, the bodies of errors.
 
 #[path = "secrets/factors.rs"]
 mod factors;
@@ -17,7 +17,10 @@ use serde_json::Value;
 use service_kit::testing::TestDatabase;
 use suite::client::{Client, Reply};
 
-use crate::support::{Account, Process, Provider, admin, client, config_file};
+use crate::{
+    otlp::Collector,
+    support::{Account, Process, Provider, admin, client, config_file},
+};
 
 const TELEMETRY: &str = "[edge.telemetry]\nlog = \"debug\"\nformat = \"json\"\n";
 
@@ -81,26 +84,28 @@ impl Canaries {
     }
 
     fn none_in(&self, place: &str, bytes: &[u8]) {
+        let text = String::from_utf8_lossy(bytes);
         for canary in &self.secrets {
-            canary.not_in(&canary.text, place, bytes);
+            canary.not_in(&canary.text, place, &text);
         }
     }
 
     /// The same of something that holds the database, in which bytes are hexadecimal.
     fn none_stored_in(&self, place: &str, bytes: &[u8]) {
+        let text = String::from_utf8_lossy(bytes);
         for canary in self.secrets.iter().filter(|canary| !canary.stored) {
-            canary.not_in(&canary.text, place, bytes);
+            canary.not_in(&canary.text, place, &text);
             let hex: String = canary.text.bytes().map(|byte| format!("{byte:02x}")).collect();
-            canary.not_in(&hex, place, bytes);
+            canary.not_in(&hex, place, &text);
         }
     }
 }
 
 impl Canary {
-    fn not_in(&self, text: &str, place: &str, bytes: &[u8]) {
-        let at = bytes.windows(text.len()).position(|window| window == text.as_bytes());
-        let around = at.map(|at| &bytes[at.saturating_sub(200)..bytes.len().min(at + 20)]);
-        assert!(at.is_none(), "{} is in {place}: {}", self.name, String::from_utf8_lossy(around.unwrap()));
+    fn not_in(&self, secret: &str, place: &str, text: &str) {
+        let Some(at) = text.find(secret) else { return };
+        let before: String = text[..at].chars().rev().take(200).collect();
+        panic!("{} is in {place}: {}", self.name, before.chars().rev().collect::<String>());
     }
 }
 
@@ -135,8 +140,9 @@ async fn secrets_stay_secret_on_postgresql() {
 /// Puts canaries through everything, and looks for them everywhere but in mail: there they belong.
 async fn secrets_stay_secret_in(folder: &Path, settings: &str) -> Canaries {
     let (provider, mail) = (Provider::start().await, folder.join("mail"));
+    let (collector, endpoint) = Collector::start().await;
     let settings = format!(
-        "{TELEMETRY}[auth.mail]\nfolder = {:?}\n{}{settings}",
+        "{TELEMETRY}otlp_endpoint = \"{endpoint}\"\n[auth.mail]\nfolder = {:?}\n{}{settings}",
         mail.display().to_string(),
         provider.settings()
     );
@@ -168,6 +174,9 @@ async fn secrets_stay_secret_in(folder: &Path, settings: &str) -> Canaries {
     in_files(&data, &canaries);
     let log = folder.join("stderr.log");
     assert_eq!(process.terminate().await, Some(0));
+    let (traces, spans) = collector.text();
+    assert!(spans > 100, "only {spans} spans were exported");
+    canaries.none_in("the traces", traces.as_bytes());
     let files = in_files(&data, &canaries);
     for wanted in ["audit-heads", "auth-at-rest.key"] {
         let there = files.iter().any(|file| file.components().any(|part| part.as_os_str() == wanted));

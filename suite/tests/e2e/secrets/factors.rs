@@ -41,7 +41,7 @@ pub(super) async fn totp(anybody: &Client, canaries: &mut Canaries) {
     for body in [json!({"code": wrong}), json!({"code": [secret]}), json!({"secret": secret})] {
         canaries.refused(&post(&client, "second-factors/totp/confirm", &body).await);
     }
-    let body = json!({"code": code(&secret, step() - 1)});
+    let body = json!({"code": code(&secret, step())});
     let confirmed = posted(&client, "second-factors/totp/confirm", &body).await;
     let codes = keep_codes(&confirmed, "/codes", canaries);
     // Once on, there is no other secret to be had.
@@ -58,7 +58,7 @@ pub(super) async fn totp(anybody: &Client, canaries: &mut Canaries) {
     ] {
         canaries.refused(&answer(body).await);
     }
-    let good = json!({"challenge": challenge_1, "totpCode": code(&secret, step())});
+    let good = json!({"challenge": challenge_1, "totpCode": code(&secret, step() + 1)});
     keep_pair(&answer(good.clone()).await.expect(200).unwrap(), canaries);
     canaries.refused(&answer(good).await);
     for (used, status) in [(false, 200), (true, 401)] {
