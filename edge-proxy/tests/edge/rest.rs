@@ -16,7 +16,7 @@ use super::harness::{Call, Reply, World, ok};
 
 /// What a browser asks an authenticator, with every kind of JSON value.
 const CEREMONY: &str =
-    r#"{"ceremony":"c","options":{"a":null,"b":[1.5,true,"x",{}],"c":{"challenge":"AAEC","d":-7.0}}}"#;
+    r#"{"ceremony":"c","options":{"a":null,"b":[1.5,true,"x",{}],"c":{"challenge":"AAEC","d":-7}}}"#;
 
 fn api(call: &Call) -> Reply {
     match call.path.rsplit('/').next().unwrap() {
