@@ -6,6 +6,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -53,17 +54,18 @@ impl Letter {
     }
 }
 
+/// The files that hold letters, the oldest first. One that is being written has another name.
+fn files(auth: &Setup) -> Vec<PathBuf> {
+    let files = fs::read_dir(&auth.config.mail.folder).unwrap().map(|file| file.unwrap().path());
+    let mut files: Vec<_> = files.filter(|file| file.extension().is_some_and(|it| it == "eml")).collect();
+    files.sort();
+    files
+}
+
 /// All letters in the folder, the oldest first, once there are so many.
 pub(crate) async fn letters(auth: &Setup, count: usize) -> Vec<Letter> {
-    let folder = &auth.config.mail.folder;
-    let read = || {
-        let files = fs::read_dir(folder).unwrap().map(|file| file.unwrap().path());
-        let mut files: Vec<_> = files.filter(|file| file.extension().is_some_and(|it| it == "eml")).collect();
-        files.sort();
-        files
-    };
-    until(&format!("{count} letters"), || read().len() >= count).await;
-    let files = read();
+    until(&format!("{count} letters"), || files(auth).len() >= count).await;
+    let files = files(auth);
     assert_eq!(files.len(), count, "{files:?}");
     files.iter().map(|file| Letter::read(&fs::read_to_string(file).unwrap())).collect()
 }
@@ -102,10 +104,9 @@ async fn a_letter_is_a_file_that_only_we_can_read() {
         assert_eq!(letter.token().len(), 43);
         assert!(!letter.raw.contains("evil"), "what a stranger chose is in a letter: {}", letter.raw);
 
-        let folder = &auth.config.mail.folder;
-        let mode = |path: &std::path::Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
-        assert_eq!(mode(folder), 0o700);
-        let files: Vec<_> = fs::read_dir(folder).unwrap().map(|file| file.unwrap().path()).collect();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(&auth.config.mail.folder), 0o700);
+        let files = files(&auth);
         assert!(files.iter().all(|file| mode(file) == 0o600), "{files:?}");
     })
     .await;

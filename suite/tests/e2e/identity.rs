@@ -29,10 +29,12 @@ fn text(value: &Value, pointer: &str) -> String {
     text_at(value, pointer).unwrap().to_owned()
 }
 
-/// The newest letter to an address that holds a link with `#token=`; the token.
+/// The token of a letter to an address: of the first that holds a link with `#token=`, or of a later one.
 pub(crate) fn token_in_mail(folder: &Path, address: &str, after: usize) -> Option<String> {
-    let mut letters: Vec<_> = std::fs::read_dir(folder).ok()?.flatten().map(|entry| entry.path()).collect();
-    letters.sort_by_key(|path| std::fs::metadata(path).and_then(|data| data.modified()).ok());
+    let files = std::fs::read_dir(folder).ok()?.flatten().map(|entry| entry.path());
+    // A letter that is being written is beside the others under another name. Names grow with time.
+    let mut letters: Vec<_> = files.filter(|path| path.extension().is_some_and(|it| it == "eml")).collect();
+    letters.sort();
     let texts = letters.iter().filter_map(|path| std::fs::read_to_string(path).ok());
     let tokens: Vec<String> = texts
         .filter(|letter| letter.to_lowercase().contains(&address.to_lowercase()))

@@ -197,7 +197,12 @@ fn in_files(folder: &Path, canaries: &Canaries) -> Vec<PathBuf> {
         if path.is_dir() {
             found.extend(in_files(&path, canaries));
         } else {
-            canaries.none_stored_in(&path.display().to_string(), &std::fs::read(&path).unwrap());
+            match std::fs::read(&path) {
+                Ok(bytes) => canaries.none_stored_in(&path.display().to_string(), &bytes),
+                // A draft or a journal of those that are writing.
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+                Err(error) => panic!("{}: {error}", path.display()),
+            }
             found.push(path);
         }
     }
