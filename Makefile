@@ -5,9 +5,13 @@ CARGO ?= cargo
 LISTEN ?=
 ARGS ?=
 RUNNER ?= cargo
+# What `make fault` does: seconds of faults, how many controllers, and the seed (a new one when it is empty).
+FAULT_SECONDS ?= 300
+FAULT_GATEWAYS ?= 300
+FAULT_SEED ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test test-deps fmt lint docs bench deploy-check images clean
+.PHONY: help run demo test fault test-deps fmt lint docs bench deploy-check images clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +30,10 @@ ifeq ($(RUNNER),nextest)
 else
 	$(CARGO) test --locked --workspace $(if $(CI),--no-fail-fast)
 endif
+
+fault: test-deps ## break everything for five minutes under 300 gateways; FAULT_SECONDS, FAULT_GATEWAYS, FAULT_SEED
+	FAULT_SECONDS=$(FAULT_SECONDS) FAULT_GATEWAYS=$(FAULT_GATEWAYS) FAULT_SEED=$(FAULT_SEED) \
+		$(CARGO) test --locked -p suite --test fault -- --nocapture
 
 test-deps:
 	@scripts/build-deps.sh

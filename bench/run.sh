@@ -2,11 +2,11 @@
 # What `make bench` runs: builds the release suite, starts it alone on free ports with its data in a
 # temporary folder, measures, prints a table, removes everything. docs/performance.md keeps the results.
 # STARTS=n warm starts (5), IDLE=n seconds before memory is read (5), CALLS=n calls (20000), ROUNDS=n turns of
-# token verification (15).
+# token verification (15), LINKS=n gateways (1000), EVENTS=n single events (500), BURSTS=n bursts (20).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-STARTS=${STARTS:-5} IDLE=${IDLE:-5} CALLS=${CALLS:-20000}
+STARTS=${STARTS:-5} IDLE=${IDLE:-5} CALLS=${CALLS:-20000} LINKS=${LINKS:-1000}
 
 if [ ! -r /proc/self/status ]; then
     echo "skipped: memory and CPU time are read from /proc, which only Linux has" >&2
@@ -15,6 +15,7 @@ fi
 
 echo "building the release suite ..." >&2
 cargo build --quiet --locked --release -p suite --bin tollgate
+cargo bench --quiet --locked --no-run -p suite --bench links
 cargo bench --quiet --locked --no-run -p service-kit --bench verify
 binary=${CARGO_TARGET_DIR:-target}/release/tollgate
 
@@ -108,3 +109,10 @@ else
     echo "skipped: $call_skipped" >&2
 fi
 cargo bench --quiet --locked -p service-kit --bench verify
+# Each link is three sockets of this machine: the client's, and the edge's two.
+if ulimit -n "$((LINKS * 4 + 1000))" 2> /dev/null; then
+    LINKS=$LINKS cargo bench --quiet --locked -p suite --bench links
+else
+    row "links of gateways" "skipped" "-"
+    echo "skipped: $LINKS links need more open files than \`ulimit -Hn\` allows" >&2
+fi

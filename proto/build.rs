@@ -27,6 +27,7 @@ const FILES: &[&str] = &[
     "tollgate/gateway/v1/gateway.proto",
     "tollgate/gateway/v1/link.proto",
     "tollgate/gateway/v1/internal.proto",
+    "tollgate/gateway/v1/operations.proto",
 ];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -46,6 +47,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .emit_rerun_if_changed(false)
         // Transport-specific `connect` constructors are not needed: channels come from service-kit.
         .build_transport(false)
+        .codec_path("crate::buffers::SmallBuffers")
         .extern_path(".google.protobuf.Timestamp", "crate::time::Timestamp")
         .extern_path(".google.protobuf.Struct", "::pbjson_types::Struct")
         // One deployment frame is far larger than a heartbeat; boxing costs more than it saves here.

@@ -75,6 +75,9 @@ pub struct GatewayLinkConfig {
     pub ping_seconds: u64,
     /// Seconds after the last byte of a gateway at which it counts as dead.
     pub dead_seconds: u64,
+    /// Seconds without a sign of life of gateway-service at which a socket is closed, so that its gateway
+    /// comes to another instance.
+    pub platform_seconds: u64,
 }
 
 /// Bounds of everything that callers could otherwise make as large as they like.
@@ -85,6 +88,8 @@ pub struct LimitsConfig {
     pub connections: usize,
     /// Seconds after which a connection without a request under way is closed.
     pub idle_seconds: u64,
+    /// Seconds after which a client is cut that takes nothing of what there is for it.
+    pub write_seconds: u64,
     /// Milliseconds within which a request body must have arrived.
     pub request_body_ms: u64,
     /// Calls of CREDENTIAL methods from one address in a minute, failed exchanges of opaque tokens included.

@@ -102,6 +102,7 @@ async fn pass(
     let (parts, body) = request.into_parts();
     let client = Client::of(&parts.extensions)?;
     let credential = access::admit(edge, policy, client, &parts.headers).await?;
+    let _room = edge.room(policy)?;
     let info = client.info(&parts.headers);
     let upstream = edge.upstreams.of(policy).ok_or_else(access::unknown_method)?.clone();
 

@@ -17,6 +17,7 @@ mod health;
 mod layers;
 mod listener;
 mod openapi;
+mod patience;
 mod rate;
 mod rescue;
 mod routes;

@@ -35,6 +35,7 @@ use crate::{
         Next,
         limits::{MAX_HEADER_BYTES, MAX_HEADERS},
     },
+    patience::Patient,
 };
 
 /// How long a TLS handshake, or the headers of a request, may take.
@@ -160,6 +161,7 @@ impl<S: Next<Infallible>> Door<S> {
     {
         let usage = Arc::new(Usage::default());
         let idle = Duration::from_secs(self.edge.config.limits.idle_seconds.max(1));
+        let patience = Duration::from_secs(self.edge.config.limits.write_seconds.max(1));
         let (stack, counted) = (self.stack, usage.clone());
         let service = hyper::service::service_fn(move |mut request: http::Request<Incoming>| {
             // Here, while the headers are as they came: no layer keeps those of proxies.
@@ -167,7 +169,8 @@ impl<S: Next<Infallible>> Door<S> {
             request.extensions_mut().insert(client);
             stack.clone().oneshot(request)
         });
-        let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
+        let connection =
+            builder.serve_connection_with_upgrades(TokioIo::new(Patient::new(stream, patience)), service);
         let mut connection = std::pin::pin!(connection);
         tokio::select! {
             done = connection.as_mut() => return done.map_err(anyhow::Error::from_boxed),

@@ -17,7 +17,11 @@ use proto::{Access, Contract, HttpBinding, MethodPolicy, docs::comment};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use crate::{Body, layers::Response, transcode::may_wait};
+use crate::{
+    Body,
+    layers::Response,
+    transcode::{is_one_oneof, may_wait},
+};
 use schema::Schemas;
 
 /// The path that the document is served at.
@@ -220,12 +224,15 @@ fn binary() -> Value {
     json!({"*/*": {"schema": {"type": "string", "format": "binary"}}})
 }
 
+/// What a 202 means.
+const ACCEPTED: &str = "Accepted: what comes of it is not told.";
+
 fn responses(method: &MethodPolicy, binding: &HttpBinding, schemas: &mut Schemas) -> Value {
     let output = method.descriptor.output();
     let mut responses = Map::new();
     if output.full_name() == schema::EMPTY {
         let (status, text) = match method.accepted {
-            true => ("202", "Accepted: what comes of it is not told."),
+            true => ("202", ACCEPTED),
             false => ("204", "Done."),
         };
         responses.insert(status.into(), json!({"description": text}));
@@ -234,6 +241,9 @@ fn responses(method: &MethodPolicy, binding: &HttpBinding, schemas: &mut Schemas
             field_content(&output, &binding.response_body, schemas)
         } else if is_binary(&output) {
             binary()
+        } else if method.descriptor.is_server_streaming() {
+            let schema = json!({"schema": schemas.message(&output)});
+            json!({"text/event-stream": schema, "application/x-ndjson": schema})
         } else {
             json!({"application/json": {"schema": schemas.message(&output)}})
         };
@@ -242,7 +252,8 @@ fn responses(method: &MethodPolicy, binding: &HttpBinding, schemas: &mut Schemas
             responses.insert("202".into(), json!({"description": text, "content": content}));
         }
         let (status, success) = match method.location.as_str() {
-            "" => ("200", json!({"description": "Done.", "content": content})),
+            "" if method.accepted => ("202", json!({"description": ACCEPTED, "content": content})),
+            "" => ("200", json!({"description": done(method), "content": content})),
             location => {
                 let location = json!({"description": location, "schema": {"type": "string"}});
                 (
@@ -259,6 +270,20 @@ fn responses(method: &MethodPolicy, binding: &HttpBinding, schemas: &mut Schemas
     responses.insert("5XX".into(), error);
     responses.into()
 }
+
+/// What an answer without a status of its own means.
+fn done(method: &MethodPolicy) -> &'static str {
+    match (method.descriptor.is_server_streaming(), is_one_oneof(&method.descriptor.output())) {
+        (false, _) => "Done.",
+        (true, false) => STREAM,
+        (true, true) => STREAM_OF_CHOICES,
+    }
+}
+
+const STREAM: &str =
+    "A stream: each event, or line, is a message. One that fails ends with the event `error`.";
+const STREAM_OF_CHOICES: &str = "A stream. An event has the name of the member that is set, and only that \
+    member as its data; a line is the whole message. A stream that fails ends with the event `error`.";
 
 /// What the edge answers itself.
 fn own_paths() -> BTreeMap<String, Map<String, Value>> {

@@ -32,8 +32,8 @@ pub(crate) struct Limits {
     mails: AddressLimit,
     /// Exchanges of refresh tokens.
     refreshes: AddressLimit,
-    /// Connection attempts of gateways.
-    pub(crate) gateway_connects: AddressLimit,
+    /// Connection attempts of gateways, over whatever transport.
+    links: AddressLimit,
 }
 
 impl Limits {
@@ -44,7 +44,7 @@ impl Limits {
             sign_ups: limit("sign-up", config.sign_up_per_hour, HOUR),
             mails: limit("mail", config.mail_per_hour, HOUR),
             refreshes: limit("refresh", config.refresh_per_minute, MINUTE),
-            gateway_connects: limit("gateway-connect", config.gateway_connects_per_minute, MINUTE),
+            links: limit("gateway-connect", config.gateway_connects_per_minute, MINUTE),
         }
     }
 
@@ -55,6 +55,7 @@ impl Limits {
             RateClass::SignUp => self.sign_ups.check(address),
             RateClass::Mail => self.mails.check(address),
             RateClass::Refresh => self.refreshes.check(address),
+            RateClass::Link => self.links.check(address),
             RateClass::Default | RateClass::Heavy => Ok(()),
         }
     }

@@ -35,7 +35,9 @@ pub(crate) struct Asked {
 
 impl From<Error> for Refusal {
     fn from(error: Error) -> Self {
-        Self(Box::new(Inner { error, status: None, headers: Vec::new(), route: None }))
+        // The one refusal of a service that HTTP has a status of its own for.
+        let status = (error.reason() == "NOT_ACCEPTABLE").then_some(StatusCode::NOT_ACCEPTABLE);
+        Self(Box::new(Inner { error, status, headers: Vec::new(), route: None }))
     }
 }
 
@@ -131,26 +133,39 @@ struct Internal<'a> {
     description: Cow<'a, str>,
 }
 
+/// What [`reply`] would say of an error, for a REST answer that has begun already.
+pub(crate) fn in_stream(path: &str, error: &Error) -> Bytes {
+    text(path, error, error.kind().http_status()).0
+}
+
+fn is_internal(path: &str) -> bool {
+    path.starts_with("/api/internal/v1")
+}
+
+/// The JSON of an error, and its type.
+fn text(path: &str, error: &Error, status: StatusCode) -> (Bytes, &'static str) {
+    let title = status.canonical_reason().unwrap_or("Client Closed Request");
+    let (text, content_type) = if is_internal(path) {
+        let body = Internal { code: status.as_u16(), message: title, description: bounded(error.message()) };
+        (serde_json::to_vec(&body), "application/json")
+    } else {
+        (serde_json::to_vec(&problem(path, error, status, title)), "application/problem+json")
+    };
+    (Bytes::from(text.unwrap_or_default()), content_type)
+}
+
 fn rest(path: &str, error: Error, status: Option<StatusCode>) -> Response {
     if matches!(error.kind(), Kind::Internal | Kind::Unavailable) {
         // Display holds the cause, which no reply does.
         tracing::error!(reason = error.reason(), %error, "cannot answer");
     }
     let status = status.unwrap_or_else(|| error.kind().http_status());
-    let title = status.canonical_reason().unwrap_or("Client Closed Request");
-    let internal = path.starts_with("/api/internal/v1");
-    let (text, content_type) = if internal {
-        let body = Internal { code: status.as_u16(), message: title, description: bounded(error.message()) };
-        (serde_json::to_vec(&body), "application/json")
-    } else {
-        (serde_json::to_vec(&problem(path, &error, status, title)), "application/problem+json")
-    };
-    let text = Bytes::from(text.unwrap_or_default());
+    let (text, content_type) = text(path, &error, status);
     let mut response = Response::new(Body::default());
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     headers.insert(header::CONTENT_LENGTH, HeaderValue::from(text.len()));
-    if let Some(challenge) = challenge(&error, internal) {
+    if let Some(challenge) = challenge(&error, is_internal(path)) {
         headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
     }
     if let Some(retry) = retry_after(&error) {

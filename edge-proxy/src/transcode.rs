@@ -1,19 +1,23 @@
-//! REST in front of unary gRPC: path, query and body become one message, its answer becomes JSON.
+//! REST in front of gRPC: path, query and body become one message, its answer becomes JSON. A stream of
+//! answers becomes Server-Sent Events; a stream of requests has no REST.
 //!
 //! What a route needs is planned once from the descriptors. Messages are translated by the typed codecs
 //! of `proto`; path and query values are appended as protobuf fields, so that they win over the body's.
 
 mod fields;
+mod format;
+mod messages;
 mod query;
 mod request;
 mod response;
+mod stream;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, Version, header, request::Parts};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Version, header, request::Parts};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use proto::{Access, HttpBinding, MethodPolicy};
-use service_kit::Error;
+use service_kit::{Error, client_info::ACCEPT};
 use std::time::Duration;
 use tokio::time::Instant;
 use tower::ServiceExt as _;
@@ -24,6 +28,7 @@ use crate::{
     rescue::{self, Refusal},
 };
 use fields::Field;
+pub(crate) use format::is_one_oneof;
 use response::Answer;
 pub(crate) use response::may_wait;
 
@@ -35,7 +40,30 @@ pub(crate) struct Route {
     uri: http::Uri,
     variables: Vec<Field>,
     body: request::Plan,
-    answer: response::Plan,
+    answer: Plan,
+}
+
+/// What becomes of the answer.
+#[derive(Debug)]
+enum Plan {
+    One(response::Plan),
+    Many(format::Plan),
+}
+
+/// What becomes of the answer to one request.
+enum Form<'r> {
+    One(&'r response::Plan),
+    Many(format::Writer),
+}
+
+impl Plan {
+    /// Fails when the client takes none of what there is: a stream that nobody reads is not opened.
+    fn form(&self, parts: &Parts) -> Result<Form<'_>, Refusal> {
+        Ok(match self {
+            Self::One(plan) => Form::One(plan),
+            Self::Many(plan) => Form::Many(plan.with(format::agree(parts)?, parts.uri.path())),
+        })
+    }
 }
 
 impl Route {
@@ -47,14 +75,15 @@ impl Route {
     ) -> anyhow::Result<Self> {
         let method = &policy.descriptor;
         let template = &binding.template;
-        anyhow::ensure!(
-            !method.is_client_streaming() && !method.is_server_streaming(),
-            "{template}: streams have no REST"
-        );
+        anyhow::ensure!(!method.is_client_streaming(), "{template}: a stream of requests has no REST");
         let variable = |name: &&str| {
             Field::resolve(&method.input(), name)
                 .filter(|field| !field.is_repeated())
                 .ok_or_else(|| anyhow::anyhow!("{template}: {{{name}}} is no field of the request"))
+        };
+        let answer = match method.is_server_streaming() {
+            true => Plan::Many(format::Plan::of(&method.output(), &binding.response_body)?),
+            false => Plan::One(response::Plan::of(&method.output(), &binding.response_body)?),
         };
         Ok(Self {
             policy,
@@ -62,7 +91,7 @@ impl Route {
             uri: policy.path.parse()?,
             variables: variables.iter().map(variable).collect::<anyhow::Result<_>>()?,
             body: request::Plan::of(&method.input(), &binding.body)?,
-            answer: response::Plan::of(&method.output(), &binding.response_body)?,
+            answer,
         })
     }
 
@@ -102,6 +131,7 @@ pub(crate) async fn serve(
 ) -> Result<Response, Refusal> {
     let started = Instant::now();
     let policy = route.policy;
+    let form = route.answer.form(parts)?;
     let client = Client::of(&parts.extensions)?;
     let cookies = match policy.cookies {
         true => cookies::incoming(parts, client, &edge.config.cors.allowed_origins)?,
@@ -109,6 +139,7 @@ pub(crate) async fn serve(
     };
     let credential = access::admit(edge, policy, client, &parts.headers).await?;
 
+    let _room = edge.room(policy)?;
     let cap = policy.max_deadline.unwrap_or(proto::policy::DEFAULT_MAX_DEADLINE);
     let deadline = started + cap;
     let arrived = deadline.min(started + Duration::from_millis(edge.config.limits.request_body_ms));
@@ -117,20 +148,41 @@ pub(crate) async fn serve(
     drop(body);
 
     let upstream = edge.upstreams.of(policy).ok_or_else(access::unknown_method)?.clone();
-    let mut request = call(route, frame, deadline.saturating_duration_since(Instant::now()));
+    // Of a stream, only its beginning has a deadline.
+    let rest = policy.max_deadline.map(|_| deadline.saturating_duration_since(Instant::now()));
+    let mut request = call(route, frame, rest);
     let headers = request.headers_mut();
     headers.extend(credential.into_iter().chain(cookies.map(|value| (header::COOKIE, value))));
     headers.extend(parts.headers.get(X_REQUEST_ID).map(|id| (X_REQUEST_ID, id.clone())));
     client.info(&parts.headers).write(headers);
+    if matches!(&route.answer, Plan::One(plan) if plan.has_forms()) {
+        headers.extend(accept(&parts.headers)?);
+    }
     let answer = async {
         let answer = upstream.oneshot(request).await;
-        let answer = answer.map_err(|error| Error::unavailable("the service does not answer", error))?;
-        Ok::<_, Error>(response::read(answer).await)
+        answer.map_err(|error| Error::unavailable("the service does not answer", error))
     };
+    match form {
+        Form::One(plan) => one(plan, policy, answer, deadline).await,
+        Form::Many(writer) => {
+            let answer = tokio::time::timeout_at(deadline, answer).await.map_err(|_| rescue::late())??;
+            stream::reply(edge, writer, answer).await
+        }
+    }
+}
+
+/// The reply to a call with one answer.
+async fn one(
+    plan: &response::Plan,
+    policy: &MethodPolicy,
+    answer: impl Future<Output = Result<http::Response<Body>, Error>>,
+    deadline: Instant,
+) -> Result<Response, Refusal> {
     // The deadline is the edge's: dropping the call cancels it upstream, as does a client that leaves.
+    let answer = async { Ok::<_, Error>(response::read(answer.await?).await) };
     let Answer { message, metadata } =
         tokio::time::timeout_at(deadline, answer).await.map_err(|_| rescue::late())??;
-    let reply = message.and_then(|message| route.answer.reply(message, policy));
+    let reply = message.and_then(|message| plan.reply(message, policy));
     let mut reply = if policy.cookies { with_cookies(reply, &metadata)? } else { reply? };
     if policy.access == Access::Public && policy.cache_max_age_s > 0 {
         let rule = format!("public, max-age={}", policy.cache_max_age_s);
@@ -139,6 +191,16 @@ pub(crate) async fn serve(
             .insert(header::CACHE_CONTROL, HeaderValue::try_from(rule).map_err(Error::internal)?);
     }
     Ok(reply)
+}
+
+/// What the client takes, for a service that can choose; several lines of `Accept` are one list.
+fn accept(headers: &HeaderMap) -> Result<Option<(HeaderName, HeaderValue)>, Error> {
+    let lines: Vec<&[u8]> = headers.get_all(header::ACCEPT).iter().map(HeaderValue::as_bytes).collect();
+    if lines.is_empty() {
+        return Ok(None);
+    }
+    let list = HeaderValue::from_bytes(&lines.join(&b", "[..])).map_err(Error::internal)?;
+    Ok(Some((ACCEPT, list)))
 }
 
 /// Lets browsers keep what the service wants them to, also where it refuses.
@@ -157,7 +219,7 @@ fn with_cookies(reply: Result<Response, Error>, metadata: &HeaderMap) -> Result<
 }
 
 /// The gRPC request, with none of the client's headers.
-fn call(route: &Route, frame: Vec<u8>, rest: Duration) -> http::Request<Body> {
+fn call(route: &Route, frame: Vec<u8>, rest: Option<Duration>) -> http::Request<Body> {
     let mut request = http::Request::new(Body::new(Full::new(Bytes::from(frame))));
     *request.method_mut() = Method::POST;
     *request.version_mut() = Version::HTTP_2;
@@ -165,7 +227,9 @@ fn call(route: &Route, frame: Vec<u8>, rest: Duration) -> http::Request<Body> {
     let headers = request.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     headers.insert(header::TE, HeaderValue::from_static("trailers"));
-    headers.insert("grpc-timeout", crate::grpc::timeout_value(rest));
+    if let Some(rest) = rest {
+        headers.insert("grpc-timeout", crate::grpc::timeout_value(rest));
+    }
     request
 }
 

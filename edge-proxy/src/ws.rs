@@ -8,8 +8,10 @@
 
 mod activity;
 mod crowd;
+mod end;
 mod handshake;
 mod link;
+mod proof;
 mod refusal;
 mod session;
 mod wire;
@@ -19,7 +21,7 @@ use std::{sync::Arc, time::Duration};
 use http::HeaderMap;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
-use proto::gateway::PlatformFrame;
+use proto::{Contract, gateway::PlatformFrame};
 use tokio::time::Instant;
 use tonic::{
     Streaming,
@@ -51,9 +53,9 @@ pub(crate) async fn connect(edge: &Arc<Edge>, request: Request) -> Response {
 async fn open(edge: &Arc<Edge>, mut request: Request) -> Result<Response, Refusal> {
     let accept = handshake::check(&request)?;
     let client = request.extensions().get::<Client>().cloned().ok_or(Refusal::Unavailable(None))?;
+    let policy = Contract::get().method(link::CONNECT.as_str()).ok_or(Refusal::Unavailable(None))?;
     edge.limits
-        .gateway_connects
-        .check(client.address)
+        .check(policy.rate_class, client.address)
         .map_err(|exceeded| Refusal::TooManyRequests(Some(exceeded.after)))?;
     let key = api_key(request.headers())?;
     if edge.tasks.stopping().is_cancelled() {
@@ -61,7 +63,8 @@ async fn open(edge: &Arc<Edge>, mut request: Request) -> Result<Response, Refusa
     }
     let info = client.info(request.headers());
     let remote = info.address_text();
-    let link = Box::pin(link::open(&edge.gateway_links, key, info)).await?;
+    let upstream = edge.upstreams.of(policy).ok_or(Refusal::Unavailable(None))?;
+    let link = Box::pin(link::open(upstream, key, info)).await?;
     let session = Box::new(Session::new(link, Timing::of(&edge.config.gateway_link)));
     let upgrade = hyper::upgrade::on(&mut request);
     // Boxed, as everything large on this path: what lives as long as a socket counts a thousandfold.

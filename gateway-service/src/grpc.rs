@@ -1,9 +1,11 @@
 //! The service's gRPC face, and its calls to project-service: proto to domain and back. No rules, no SQL.
 
+mod accept;
 pub(crate) mod delivery;
 pub(crate) mod gateways;
 pub(crate) mod internal;
 pub(crate) mod link;
+pub(crate) mod operations;
 pub(crate) mod project;
 
 use std::collections::VecDeque;

@@ -16,12 +16,13 @@ use std::sync::Arc;
 use proto::gateway::{
     delivery_service_server::DeliveryServiceServer,
     gateway_internal_service_server::GatewayInternalServiceServer, gateway_link_server::GatewayLinkServer,
+    gateway_operations_service_server::GatewayOperationsServiceServer,
     gateway_service_server::GatewayServiceServer,
 };
 use service_kit::{
     Clock, Ids,
     admin::Readiness,
-    bus::{Bus, MemoryBus},
+    bus::{self, Bus},
     client::Upstream,
     db::Database,
     outbox::{Nudge, Relay},
@@ -36,14 +37,15 @@ pub use config::{Config, LinkConfig, Upstreams};
 
 use crate::{
     domain::{
-        access::Access, acks, acks::Acks, artifacts::Artifacts, gateways::Gateways, log::Log,
-        manifests::Manifests, tokens::Tokens,
+        access::Access, acks, acks::Acks, artifacts::Artifacts, figures, gateways::Gateways,
+        imports::Imports, journal::Journal, log::Log, manifests::Manifests, operations::Operations,
+        reconcile::Reconciliation, retention::Retention, retries::Retries, tokens::Tokens, web, web::WebSink,
     },
     grpc::{
         delivery::DeliveryApi, gateways::GatewayApi, internal::InternalApi, link::LinkApi,
-        project::ProjectClient,
+        operations::OperationsApi, project::ProjectClient,
     },
-    link::{Hub, Parts},
+    link::{Hub, Parts, Reports},
     store::Stores,
 };
 
@@ -53,9 +55,19 @@ pub const NAME: &str = "gateway-service";
 /// The default configuration, TOML with comments.
 pub const DEFAULTS: &str = include_str!("../config.default.toml");
 
+/// How much longer free JSON may be as protobuf: `0,` is two bytes there and eleven here.
+const EXPANDED: usize = 6;
+
 /// Starts the service on bound sockets.
 pub async fn start(config: Config, listeners: Listeners) -> anyhow::Result<Running> {
-    let (clock, tasks) = (Clock::system(), Tasks::new());
+    start_at(config, listeners, Clock::system()).await
+}
+
+/// The same with another clock, for tests.
+pub async fn start_at(config: Config, listeners: Listeners, clock: Clock) -> anyhow::Result<Running> {
+    config.link.check()?;
+    let tasks = Tasks::new();
+    let bus = bus::connect(&config.bus, &tasks)?;
     let identity = Identity::load(&config.tls, NAME)?;
     let database = Database::open(&config.database, &sqlx::migrate!()).await?;
     let auth = Upstream::new(&identity, "auth-service", &config.upstreams.auth)?;
@@ -66,7 +78,7 @@ pub async fn start(config: Config, listeners: Listeners) -> anyhow::Result<Runni
         link: config.link,
         stores: Stores::new(&database),
         project: ProjectClient::new(project),
-        bus: MemoryBus::shared(),
+        bus,
         clock,
         tasks: tasks.clone(),
     };
@@ -95,21 +107,46 @@ struct Service {
 impl Service {
     async fn routes(self) -> anyhow::Result<Routes> {
         let Self { link, stores, project, bus, clock, tasks } = self;
-        let (ids, reports) = (Ids::new(clock.clone()), Nudge::default());
+        let (ids, web) = (Ids::new(clock.clone()), Nudge::default());
+        // What is reported is shown too.
+        let reports = Nudge::with(&web);
         let project = Arc::new(project);
         let entries = stores.outbox.0.clone();
-        Relay::spawn(&tasks, acks::REPORTS, entries, project.clone(), reports.clone());
+        Relay::spawn(&tasks, acks::REPORTS, entries.clone(), project.clone(), reports.clone());
+        Relay::spawn(&tasks, web::TOPIC, entries, Arc::new(WebSink::new(bus.clone())), web.clone());
+        let retention =
+            Retention { store: stores.retention.clone(), clock: clock.clone(), hours: link.retention_hours };
+        retention.start(&tasks);
+        let journal = Journal::start(stores.events.clone(), clock.clone(), &tasks);
         let hub = Hub::new(Parts {
             config: link,
             events: stores.events.clone(),
+            journal: journal.clone(),
+            connections: stores.connections.clone(),
+            instances: stores.instances.clone(),
             tokens: stores.tokens.clone(),
-            acks: Acks { store: stores.events.clone(), reports: reports.clone(), clock: clock.clone() },
+            acks: Acks { journal, reports: reports.clone(), clock: clock.clone() },
+            bus: bus.clone(),
             reports: reports.clone(),
+            web,
             clock: clock.clone(),
             ids: ids.clone(),
-            tasks,
+            tasks: tasks.clone(),
         });
-        hub.start(&*bus).await?;
+        hub.start().await?;
+        let inbox = Reports::new(stores.reports, bus.clone(), &hub);
+        inbox.start().await?;
+        let reconciliation = Reconciliation {
+            store: stores.reconcile.clone(),
+            wanted: project.clone(),
+            bus: bus.clone(),
+            clock: clock.clone(),
+            link,
+            suspects: Arc::default(),
+        };
+        reconciliation.clone().start(hub.clone(), &tasks);
+        let retries = Retries { store: stores.retries, bus: bus.clone(), clock: clock.clone(), link };
+        retries.start(hub.clone(), &tasks);
         let gateways = Gateways {
             store: stores.gateways.clone(),
             access: Access::new(project.clone()),
@@ -123,13 +160,26 @@ impl Service {
             gateways: gateways.clone(),
             hub: hub.clone(),
             clock: clock.clone(),
-            ids,
+            ids: ids.clone(),
         };
         let registry = GatewayApi { gateways: gateways.clone(), tokens: tokens.clone(), hub: hub.clone() };
-        let delivery =
-            DeliveryApi { gateways, log: Log { store: stores.events.clone(), bus, clock }, hub: hub.clone() };
+        let log = Log { store: stores.events.clone(), bus: bus.clone(), clock: clock.clone() };
+        figures::follow(&tasks, stores.operations.clone(), link, clock.clone());
+        let operations = Operations {
+            store: stores.operations,
+            connections: stores.connections,
+            gateways: gateways.clone(),
+            log: log.clone(),
+            reconciliation,
+            bus,
+            link,
+            clock: clock.clone(),
+            ids,
+        };
+        let delivery = DeliveryApi { gateways, log, hub: hub.clone() };
         let internal = InternalApi {
             tokens: tokens.clone(),
+            imports: Imports::new(project.clone(), stores.imports, clock.clone()),
             artifacts: Artifacts { desired: project, log: stores.events },
             manifests: Manifests { store: stores.gateways },
         };
@@ -139,11 +189,16 @@ impl Service {
         )
         .add_service(DeliveryServiceServer::new(delivery).max_decoding_message_size(limit("DeliveryService")))
         .add_service(
+            GatewayOperationsServiceServer::new(OperationsApi { operations })
+                .max_decoding_message_size(EXPANDED * limit("GatewayOperationsService")),
+        )
+        .add_service(
             GatewayInternalServiceServer::new(internal)
                 .max_decoding_message_size(limit("GatewayInternalService")),
         )
         .add_service(
-            GatewayLinkServer::new(LinkApi { tokens, hub }).max_decoding_message_size(limit("GatewayLink")),
+            GatewayLinkServer::new(LinkApi { tokens, hub, reports: inbox })
+                .max_decoding_message_size(limit("GatewayLink")),
         ))
     }
 }

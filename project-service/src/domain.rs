@@ -5,6 +5,7 @@ pub mod access;
 pub mod apis;
 pub mod artifact;
 pub mod deployments;
+pub mod imports;
 pub mod openapi;
 pub mod organizations;
 pub mod projects;

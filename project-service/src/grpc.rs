@@ -3,6 +3,7 @@
 pub(crate) mod apis;
 pub(crate) mod deployments;
 pub(crate) mod gateways;
+mod imports;
 pub(crate) mod organizations;
 pub(crate) mod projects;
 pub(crate) mod revisions;

@@ -33,6 +33,7 @@ use crate::{
             Deployments,
             events::{Delivery, TOPIC},
         },
+        imports::Imports,
         organizations::Organizations,
         projects::Projects,
         revisions::Revisions,
@@ -84,8 +85,9 @@ pub async fn start(config: Config, listeners: Listeners) -> anyhow::Result<Runni
         stores.revisions,
         gateways.clone(),
         nudge.clone(),
-        (clock.clone(), ids),
+        (clock.clone(), ids.clone()),
     );
+    let imports = Imports::new(stores.imports, clock.clone(), ids);
     let delivery = Arc::new(Delivery::new(gateways, stores.deployments));
     Relay::spawn(&tasks, TOPIC, store::outbox(&database), delivery, nudge);
 
@@ -94,7 +96,7 @@ pub async fn start(config: Config, listeners: Listeners) -> anyhow::Result<Runni
         .add_service(ProjectGrpc { projects }.server())
         .add_service(ApiGrpc { apis, revisions }.server())
         .add_service(DeploymentGrpc { deployments: deployments.clone() }.server())
-        .add_service(DesiredStateGrpc { deployments }.server());
+        .add_service(DesiredStateGrpc { deployments, imports }.server());
     let auth = Upstream::new(&identity, "auth-service", &config.upstreams.auth)?;
     let verifier = Verifier::new(config.token, Arc::new(RemoteAuthority::new(auth)), clock);
     verifier.follow(&tasks);

@@ -2,8 +2,21 @@
 //!
 //! One method is one transaction. SQL is written once and compiled for both pools.
 
+/// Appends ` column IN ($n, …)` to a dynamic query; of no ids, what matches nothing.
+macro_rules! push_in {
+    ($query:expr, $column:literal, $ids:expr) => {{
+        $query.push(concat!($column, " IN ("));
+        let mut ids = $query.separated(", ");
+        for id in $ids {
+            ids.push_bind(id.as_str());
+        }
+        $query.push(")");
+    }};
+}
+
 pub mod apis;
 pub mod deployments;
+pub mod imports;
 pub mod organizations;
 pub mod projects;
 pub mod revisions;
@@ -13,8 +26,8 @@ use std::sync::Arc;
 use service_kit::{db::Database, outbox::Entries};
 
 use self::{
-    apis::ApiStore, deployments::DeploymentStore, organizations::OrganizationStore, projects::ProjectStore,
-    revisions::RevisionStore,
+    apis::ApiStore, deployments::DeploymentStore, imports::ImportStore, organizations::OrganizationStore,
+    projects::ProjectStore, revisions::RevisionStore,
 };
 use crate::domain::access::Role;
 
@@ -34,6 +47,8 @@ pub struct Stores {
     pub revisions: Arc<dyn RevisionStore>,
     /// Deployments.
     pub deployments: Arc<dyn DeploymentStore>,
+    /// Imports from gateways.
+    pub imports: Arc<dyn ImportStore>,
 }
 
 /// A store over one kind of pool.
@@ -53,7 +68,7 @@ impl Stores {
 
     fn over<S>(store: S) -> Self
     where
-        S: OrganizationStore + ProjectStore + ApiStore + RevisionStore + DeploymentStore,
+        S: OrganizationStore + ProjectStore + ApiStore + RevisionStore + DeploymentStore + ImportStore,
     {
         let store = Arc::new(store);
         Self {
@@ -61,7 +76,8 @@ impl Stores {
             projects: store.clone(),
             apis: store.clone(),
             revisions: store.clone(),
-            deployments: store,
+            deployments: store.clone(),
+            imports: store,
         }
     }
 }

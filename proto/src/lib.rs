@@ -4,6 +4,7 @@
 //! Everything that a front door needs to know of an RPC (who may call it, where it lies in REST, how
 //! long it may take) is an option in the `.proto` files. This crate never opens a socket.
 
+pub mod buffers;
 pub mod codec;
 pub mod docs;
 pub mod policy;

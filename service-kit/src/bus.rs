@@ -1,11 +1,37 @@
 //! The event bus: hints that something happened, to everybody who listens. Never the truth: that is in
 //! the databases, and whoever listens must survive the loss of any message.
 
-use std::{fmt, sync::Arc};
+mod memory;
+mod redis;
+
+use std::{
+    fmt,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use tokio::sync::broadcast;
+use secrecy::{ExposeSecret as _, SecretString};
+use serde::Deserialize;
+use tokio::sync::{Notify, mpsc};
+
+use crate::shutdown::Tasks;
+
+pub use self::{memory::MemoryBus, redis::RedisBus};
+
+/// How many messages may wait for one subscriber.
+const CAPACITY: usize = 4_096;
+
+/// Which bus.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BusConfig {
+    /// `memory`, or the URL of a Redis, which may hold a password.
+    pub url: SecretString,
+}
 
 /// A message on the bus.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,62 +47,178 @@ pub struct Message {
 pub enum Received {
     /// A message.
     Message(Message),
-    /// Messages were lost: look at the database.
+    /// Messages may be lost: look at the database.
     Lost,
     /// The bus is gone.
     Closed,
 }
 
-/// A bus. In process now; Redis is a second implementation.
+/// A bus.
 #[async_trait]
 pub trait Bus: fmt::Debug + Send + Sync + 'static {
-    /// Tells everybody who listens now.
-    async fn publish(&self, message: Message) -> anyhow::Result<()>;
-    /// Listens to every message whose subject starts with `prefix`, from now on.
+    /// Tells everybody who listens now, in order. Never takes long: an error when the bus is away or slow.
+    async fn publish_all(&self, messages: Vec<Message>) -> anyhow::Result<()>;
+    /// The same for one message.
+    async fn publish(&self, message: Message) -> anyhow::Result<()> {
+        self.publish_all(vec![message]).await
+    }
+    /// Listens to every message whose subject starts with `prefix`, from now on; to those of other processes
+    /// from the first [`Received::Lost`] on.
     async fn subscribe(&self, prefix: &str) -> anyhow::Result<Subscription>;
+}
+
+/// The bus that the settings name. Its tasks end last; a Redis need not be there yet.
+pub fn connect(config: &BusConfig, tasks: &Tasks) -> anyhow::Result<Arc<dyn Bus>> {
+    match config.url.expose_secret() {
+        "memory" => Ok(MemoryBus::shared()),
+        url => Ok(Arc::new(RedisBus::start(url, tasks)?)),
+    }
 }
 
 /// Messages with a prefix.
 #[derive(Debug)]
 pub struct Subscription {
-    prefix: String,
-    receiver: broadcast::Receiver<Message>,
+    receiver: mpsc::Receiver<Message>,
+    lost: Arc<Lost>,
 }
+
+/// Says that messages were lost, once for any number of them.
+#[derive(Debug, Default)]
+struct Lost {
+    is_set: AtomicBool,
+    news: Notify,
+}
+
+/// A subscriber, as the bus sees it.
+#[derive(Debug)]
+struct Subscriber {
+    prefix: String,
+    sender: mpsc::Sender<Message>,
+    lost: Arc<Lost>,
+}
+
+/// The subscribers in this process.
+#[derive(Debug, Default)]
+struct Fan(Mutex<Vec<Subscriber>>);
 
 impl Subscription {
     /// The next message.
     pub async fn next(&mut self) -> Received {
-        loop {
-            return match self.receiver.recv().await {
-                Ok(message) if message.subject.starts_with(&self.prefix) => Received::Message(message),
-                Ok(_) => continue,
-                Err(broadcast::error::RecvError::Lagged(_)) => Received::Lost,
-                Err(broadcast::error::RecvError::Closed) => Received::Closed,
-            };
+        tokio::select! {
+            biased;
+            () = self.lost.wait() => Received::Lost,
+            message = self.receiver.recv() => message.map_or(Received::Closed, Received::Message),
         }
     }
 }
 
-/// The bus of one process.
-#[derive(Debug, Clone)]
-pub struct MemoryBus(broadcast::Sender<Message>);
+impl Lost {
+    fn set(&self, why: &'static str) {
+        metrics::counter!("tollgate_bus_lost_total", "why" => why).increment(1);
+        self.is_set.store(true, Ordering::SeqCst);
+        self.news.notify_one();
+    }
 
-impl MemoryBus {
-    /// A bus that keeps the last 4,096 messages for slow subscribers.
-    pub fn shared() -> Arc<dyn Bus> {
-        Arc::new(Self(broadcast::channel(4_096).0))
+    async fn wait(&self) {
+        while !self.is_set.swap(false, Ordering::SeqCst) {
+            self.news.notified().await;
+        }
     }
 }
 
-#[async_trait]
-impl Bus for MemoryBus {
-    async fn publish(&self, message: Message) -> anyhow::Result<()> {
-        // An error says that nobody listens, which is fine.
-        let _ = self.0.send(message);
-        Ok(())
+impl Fan {
+    /// Another subscriber.
+    fn subscribe(&self, prefix: &str) -> Subscription {
+        let (sender, receiver) = mpsc::channel(CAPACITY);
+        let lost = Arc::<Lost>::default();
+        let subscriber = Subscriber { prefix: prefix.to_owned(), sender, lost: lost.clone() };
+        self.with(|subscribers| subscribers.push(subscriber));
+        Subscription { receiver, lost }
     }
 
-    async fn subscribe(&self, prefix: &str) -> anyhow::Result<Subscription> {
-        Ok(Subscription { prefix: prefix.to_owned(), receiver: self.0.subscribe() })
+    /// Gives a message to those whose prefix is `of`, or fits the subject when there is none. Waits for
+    /// nobody: who is too slow learns that something is lost.
+    fn send(&self, message: &Message, of: Option<&str>) {
+        let fits = |prefix: &str| of.map_or(message.subject.starts_with(prefix), |of| of == prefix);
+        self.with(|subscribers| {
+            subscribers.retain(|subscriber| {
+                if !fits(&subscriber.prefix) {
+                    return !subscriber.sender.is_closed();
+                }
+                match subscriber.sender.try_send(message.clone()) {
+                    Ok(()) => true,
+                    Err(mpsc::error::TrySendError::Full(_)) => {
+                        subscriber.lost.set("overflow");
+                        true
+                    }
+                    Err(mpsc::error::TrySendError::Closed(_)) => false,
+                }
+            });
+        });
+    }
+
+    /// Tells those with a prefix that messages may be lost.
+    fn lost(&self, prefix: &str, why: &'static str) {
+        self.with(|subscribers| {
+            let of_prefix = subscribers.iter().filter(|subscriber| subscriber.prefix == prefix);
+            of_prefix.for_each(|subscriber| subscriber.lost.set(why));
+        });
+    }
+
+    /// The prefixes that somebody listens to, each once.
+    fn prefixes(&self) -> Vec<String> {
+        self.with(|subscribers| {
+            subscribers.retain(|subscriber| !subscriber.sender.is_closed());
+            let mut prefixes: Vec<String> = subscribers.iter().map(|one| one.prefix.clone()).collect();
+            prefixes.sort();
+            prefixes.dedup();
+            prefixes
+        })
+    }
+
+    fn with<T>(&self, work: impl FnOnce(&mut Vec<Subscriber>) -> T) -> T {
+        work(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::{BusConfig, CAPACITY, MemoryBus, Message, Received, connect};
+    use crate::shutdown::Tasks;
+
+    fn message(subject: &str) -> Message {
+        Message { subject: subject.to_owned(), payload: Bytes::from_static(b"x") }
+    }
+
+    #[tokio::test]
+    async fn a_slow_subscriber_learns_that_it_lost_something_and_goes_on() {
+        let bus = MemoryBus::shared();
+        let mut all = bus.subscribe("").await.unwrap();
+        let mut some = bus.subscribe("b.").await.unwrap();
+        for _ in 0..=CAPACITY {
+            bus.publish(message("a.1")).await.unwrap();
+        }
+        bus.publish(message("b.1")).await.unwrap();
+        assert_eq!(some.next().await, Received::Message(message("b.1")));
+        assert_eq!(all.next().await, Received::Lost);
+        for _ in 0..CAPACITY {
+            assert_eq!(all.next().await, Received::Message(message("a.1")));
+        }
+        bus.publish(message("b.2")).await.unwrap();
+        assert_eq!(all.next().await, Received::Message(message("b.2")));
+        drop(bus);
+        assert_eq!(all.next().await, Received::Closed);
+    }
+
+    #[tokio::test]
+    async fn a_bad_address_is_refused_without_repeating_it() {
+        for url in
+            ["", "canary", "redis//canary", "http://u:canary@h", "redis://u:canary@h:x/", "redis://h/canary"]
+        {
+            let error = connect(&BusConfig { url: url.into() }, &Tasks::new()).unwrap_err().to_string();
+            assert!(error.starts_with("bus.url must be `memory`") && !error.contains("canary"), "{error}");
+        }
     }
 }

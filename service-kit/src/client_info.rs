@@ -9,9 +9,15 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 /// Every header of this module starts so; the edge lets none in.
 pub const PREFIX: &str = "tollgate-client-";
 
+/// The way by which a gateway came to the edge, when it is not the one that the edge passes on: `websocket`.
+pub const TRANSPORT: HeaderName = HeaderName::from_static("tollgate-client-transport");
+
 const ADDRESS: HeaderName = HeaderName::from_static("tollgate-client-address");
 const DEVICE: HeaderName = HeaderName::from_static("tollgate-client-device");
 const REQUEST: HeaderName = HeaderName::from_static("tollgate-client-request");
+
+/// The forms that the client of a call takes (its `Accept`), where the method has several.
+pub const ACCEPT: HeaderName = HeaderName::from_static("tollgate-client-accept");
 
 /// The longest device text, in characters.
 const MAX_DEVICE: usize = 256;

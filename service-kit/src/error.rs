@@ -251,7 +251,8 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-/// Database errors: a lost or exhausted connection is UNAVAILABLE, anything else our fault.
+/// Database errors: a lost or exhausted connection, and what goes well another time, is UNAVAILABLE, anything else
+/// our fault.
 /// Unique violations are mapped where the call is made (see [`crate::db::is_unique_violation`]).
 impl From<sqlx::Error> for Error {
     fn from(error: sqlx::Error) -> Self {
@@ -259,9 +260,23 @@ impl From<sqlx::Error> for Error {
             sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::Io(_) => {
                 Self::unavailable("the database does not answer", error)
             }
+            sqlx::Error::Database(ref inner) if passes(&**inner) => {
+                Self::unavailable("the database cannot do this right now", error)
+            }
             other => Self::internal(other),
         }
     }
+}
+
+/// Whether a database says that the same may go well another time.
+fn passes(error: &dyn sqlx::error::DatabaseError) -> bool {
+    let code = error.code().unwrap_or_default();
+    if error.try_downcast_ref::<sqlx::sqlite::SqliteError>().is_some() {
+        // BUSY and LOCKED; what an extended code adds is above the lowest byte.
+        return code.parse().is_ok_and(|code: i64| matches!(code & 0xff, 5 | 6));
+    }
+    // Connection; serialization and deadlock; resources; shutdown and start.
+    ["08", "40", "53", "57P"].iter().any(|class| code.starts_with(class))
 }
 
 /// Ends an error at the service's boundary: what is our fault is logged here, once.

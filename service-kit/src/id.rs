@@ -1,8 +1,9 @@
-//! Ids, passed in: UUIDv7 as text, increasing within a process.
+//! Ids, passed in: UUIDv7 as text, increasing within a process; and ids that follow from what they name.
 
 use std::sync::{Arc, Mutex};
 
-use uuid::{ContextV7, Timestamp, Uuid};
+use sha2::{Digest as _, Sha256};
+use uuid::{Builder, ContextV7, Timestamp, Uuid};
 
 use crate::Clock;
 
@@ -27,6 +28,20 @@ impl Ids {
     }
 }
 
+/// The id that follows from `parts`: a UUIDv8 of their hash in lower-case text. Whoever names the same
+/// thing, wherever and whenever, gets the same id.
+pub fn derived(parts: &[&str]) -> String {
+    let mut hash = Sha256::new();
+    for part in parts {
+        // With lengths: `ab`, `c` is not `a`, `bc`.
+        hash.update(u64::try_from(part.len()).unwrap_or(u64::MAX).to_be_bytes());
+        hash.update(part);
+    }
+    let mut bytes = [0; 16];
+    bytes.copy_from_slice(&hash.finalize()[..16]);
+    Builder::from_custom_bytes(bytes).into_uuid().to_string()
+}
+
 /// Whether `text` is an id in canonical form: a lower-case UUID with hyphens.
 pub fn is_id(text: &str) -> bool {
     text.len() == 36 && !text.bytes().any(|byte| byte.is_ascii_uppercase()) && Uuid::try_parse(text).is_ok()
@@ -34,7 +49,7 @@ pub fn is_id(text: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{Ids, is_id};
+    use super::{Ids, derived, is_id};
     use crate::Clock;
 
     #[test]
@@ -42,6 +57,16 @@ mod tests {
         let ids = Ids::new(Clock::fixed(1_766_000_000_000));
         let made: Vec<String> = (0..1_000).map(|_| ids.next()).collect();
         assert!(made.is_sorted() && made.iter().all(|id| is_id(id)));
+    }
+
+    #[test]
+    fn a_derived_id_follows_from_its_parts_and_their_bounds() {
+        let id = derived(&["ab", "c"]);
+        assert!(is_id(&id), "{id}");
+        assert_eq!(id, derived(&["ab", "c"]));
+        for other in [&["a", "bc"][..], &["abc"], &["ab", "c", ""], &["c", "ab"], &[]] {
+            assert_ne!(id, derived(other), "{other:?}");
+        }
     }
 
     #[test]

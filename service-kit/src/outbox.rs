@@ -7,7 +7,7 @@
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use sqlx::{PgConnection, SqliteConnection};
+use sqlx::{PgConnection, QueryBuilder, SqliteConnection};
 use tokio::sync::Notify;
 use tracing::Instrument as _;
 use trait_gen::trait_gen;
@@ -26,8 +26,11 @@ CREATE TABLE outbox (
   PRIMARY KEY (topic, position)
 );";
 
-/// How many entries one delivery carries at most.
-const BATCH: i64 = 200;
+/// How many entries one delivery carries at most: what a receiver takes in one call.
+const BATCH: i64 = 500;
+
+/// How many rows one statement writes. Each binds four values, and SQLite takes at most 32,766.
+const ROWS: usize = 1_000;
 
 /// How long to wait after a first failure; it doubles up to 5 s.
 const FIRST_BACKOFF: Duration = Duration::from_millis(50);
@@ -49,27 +52,44 @@ pub trait Append {
     /// Adds an entry to a topic. The row of the topic stays locked until the transaction ends, so
     /// positions are in the order of commits.
     async fn append(&mut self, topic: &str, id: &str, payload: Vec<u8>) -> sqlx::Result<()>;
+    /// Adds entries, ids and payloads, to a topic in their order, with few statements. The lock is that
+    /// of [`Self::append`].
+    async fn append_all(&mut self, topic: &str, entries: Vec<(String, Vec<u8>)>) -> sqlx::Result<()>;
 }
 
 #[trait_gen(Connection -> SqliteConnection, PgConnection)]
 #[async_trait]
 impl Append for Connection {
     async fn append(&mut self, topic: &str, id: &str, payload: Vec<u8>) -> sqlx::Result<()> {
-        let position: i64 = sqlx::query_scalar(
-            "INSERT INTO outbox_heads (topic, head) VALUES ($1, 1)
-             ON CONFLICT (topic) DO UPDATE SET head = outbox_heads.head + 1 RETURNING head",
+        self.append_all(topic, vec![(id.to_owned(), payload)]).await
+    }
+
+    async fn append_all(&mut self, topic: &str, entries: Vec<(String, Vec<u8>)>) -> sqlx::Result<()> {
+        let count = i64::try_from(entries.len()).unwrap_or(i64::MAX);
+        if count == 0 {
+            return Ok(());
+        }
+        let head: i64 = sqlx::query_scalar(
+            "INSERT INTO outbox_heads (topic, head) VALUES ($1, $2)
+             ON CONFLICT (topic) DO UPDATE SET head = outbox_heads.head + excluded.head RETURNING head",
         )
         .bind(topic)
+        .bind(count)
         .fetch_one(&mut *self)
         .await?;
-        sqlx::query("INSERT INTO outbox (topic, position, id, payload) VALUES ($1, $2, $3, $4)")
-            .bind(topic)
-            .bind(position)
-            .bind(id)
-            .bind(payload)
-            .execute(&mut *self)
-            .await?;
-        Ok(())
+        let mut entries = (head - count + 1..).zip(entries);
+        loop {
+            let rows: Vec<(i64, (String, Vec<u8>))> = entries.by_ref().take(ROWS).collect();
+            if rows.is_empty() {
+                return Ok(());
+            }
+            let mut query = QueryBuilder::new("INSERT INTO outbox (topic, position, id, payload) ");
+            query.push_values(rows, |mut row, (position, (id, payload))| {
+                row.push_bind(topic).push_bind(position).push_bind(id).push_bind(payload);
+            });
+            // Not kept prepared: the text changes with the number of rows.
+            query.build().persistent(false).execute(&mut *self).await?;
+        }
     }
 }
 
@@ -111,14 +131,26 @@ pub trait Sink: Send + Sync + 'static {
     async fn deliver(&self, entries: &[Entry]) -> Result<()>;
 }
 
-/// Wakes a relay after a commit, so that nothing waits for the next look.
+/// Wakes a relay after a commit, so that nothing waits for the next look. Each relay has one of its own: a
+/// nudge wakes one, and is kept for it while it is busy.
 #[derive(Debug, Clone, Default)]
-pub struct Nudge(Arc<Notify>);
+pub struct Nudge {
+    own: Arc<Notify>,
+    also: Option<Arc<Notify>>,
+}
 
 impl Nudge {
     /// There may be something to deliver.
     pub fn now(&self) {
-        self.0.notify_one();
+        self.own.notify_one();
+        if let Some(also) = &self.also {
+            also.notify_one();
+        }
+    }
+
+    /// A nudge that wakes another relay too, whose topic the same transactions write.
+    pub fn with(other: &Self) -> Self {
+        Self { own: Arc::default(), also: Some(other.own.clone()) }
     }
 }
 
@@ -156,7 +188,7 @@ impl Relay {
                     }
                 };
                 tokio::select! {
-                    () = nudge.0.notified(), if wakes => {}
+                    () = nudge.own.notified(), if wakes => {}
                     () = tokio::time::sleep(wait) => {}
                     () = stop.cancelled() => {}
                 }

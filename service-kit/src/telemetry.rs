@@ -73,6 +73,15 @@ static METRICS: OnceLock<PrometheusHandle> = OnceLock::new();
 /// Buckets of durations in seconds (OpenTelemetry semantic conventions).
 const SECONDS: &[f64] = &[0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0];
 
+/// Buckets of durations that may be hours: until something far away is as it should be.
+const CONVERGENCE: &[f64] = &[
+    0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3_600.0,
+    21_600.0, 86_400.0,
+];
+
+/// Buckets of counts of revisions.
+const REVISIONS: &[f64] = &[0.0, 1.0, 2.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1_000.0, 10_000.0];
+
 /// How often the samples of histograms are summed up, whether somebody scrapes or not.
 const UPKEEP: Duration = Duration::from_secs(5);
 
@@ -99,7 +108,10 @@ pub fn init(config: &TelemetryConfig, service: &'static str) -> anyhow::Result<G
         }
     };
     tracing_subscriber::registry().with(traces).with(logs.with_filter(filter)).try_init()?;
+    // The exporter tries suffixes in the order of the alphabet.
     let recorder = PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Suffix("_convergence_seconds".to_owned()), CONVERGENCE)?
+        .set_buckets_for_metric(Matcher::Suffix("_revisions".to_owned()), REVISIONS)?
         .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), SECONDS)?
         .install_recorder()?;
     tokio::spawn(upkeep(recorder.clone()));

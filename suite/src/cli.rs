@@ -2,7 +2,8 @@
 
 use std::{io::Write as _, path::PathBuf, process::ExitCode};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use service_kit::config::Flags;
 
 use crate::{Suite, SuiteConfig, ca_file, demo, settings::Plan};
 
@@ -18,6 +19,8 @@ struct Cli {
 enum Command {
     /// Start every service and serve until SIGTERM or SIGINT.
     Up(Up),
+    /// Run one service as a process of its own, like its own binary.
+    Serve(Serve),
     /// Tell the whole story against a running suite, from sign-up to an API on a gateway.
     Demo(demo::Options),
 }
@@ -38,11 +41,30 @@ struct Up {
     print_config: bool,
 }
 
+#[derive(Debug, Args)]
+struct Serve {
+    /// Which service.
+    #[arg(value_enum)]
+    service: ServiceName,
+    #[command(flatten)]
+    flags: Flags,
+}
+
+/// The services, by name.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum ServiceName {
+    AuthService,
+    ProjectService,
+    GatewayService,
+    EdgeProxy,
+}
+
 /// Reads the flags and does what they say.
 pub async fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = match cli.command {
         Command::Up(up) => Box::pin(run(up)).await,
+        Command::Serve(one) => Box::pin(serve(one)).await,
         Command::Demo(options) => Box::pin(demo::run(options)).await,
     };
     match done {
@@ -51,6 +73,27 @@ pub async fn main() -> ExitCode {
             // Nobody is left to hear that stderr is closed.
             let _ = writeln!(std::io::stderr(), "tollgate: {error:#}");
             ExitCode::FAILURE
+        }
+    }
+}
+
+async fn serve(Serve { service, flags }: Serve) -> anyhow::Result<()> {
+    use service_kit::config::serve;
+    let flags = &flags;
+    match service {
+        ServiceName::AuthService => {
+            Box::pin(serve(flags, auth_service::NAME, auth_service::DEFAULTS, auth_service::start)).await
+        }
+        ServiceName::ProjectService => {
+            let (name, defaults) = (project_service::NAME, project_service::DEFAULTS);
+            Box::pin(serve(flags, name, defaults, project_service::start)).await
+        }
+        ServiceName::GatewayService => {
+            let (name, defaults) = (gateway_service::NAME, gateway_service::DEFAULTS);
+            Box::pin(serve(flags, name, defaults, gateway_service::start)).await
+        }
+        ServiceName::EdgeProxy => {
+            Box::pin(serve(flags, edge_proxy::NAME, edge_proxy::DEFAULTS, edge_proxy::start)).await
         }
     }
 }

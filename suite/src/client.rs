@@ -5,7 +5,7 @@
 use anyhow::Context as _;
 use bytes::Bytes;
 use reqwest::{
-    Method, Url,
+    Method, RequestBuilder, Url,
     header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue},
 };
 use serde_json::Value;
@@ -120,22 +120,19 @@ impl Client {
         self.reply(format!("{method} {path}"), request).await
     }
 
-    /// Sends a request with one more header and no token of a user: what gateways do.
-    pub async fn send_with(
+    /// A request with these headers and no token of a user: what gateways send.
+    pub fn bare(
         &self,
         method: Method,
         path: &str,
-        header: (&str, &str),
-        body: Option<&Value>,
-    ) -> anyhow::Result<Reply> {
-        let mut request = self.http.request(method.clone(), self.base.join(path)?).header(header.0, header.1);
-        if let Some(body) = body {
-            request = request.header(CONTENT_TYPE, "application/json").body(body.to_string());
-        }
-        self.reply(format!("{method} {path}"), request).await
+        headers: &[(&str, &str)],
+    ) -> anyhow::Result<RequestBuilder> {
+        let request = self.http.request(method, self.base.join(path)?);
+        Ok(headers.iter().fold(request, |request, (name, value)| request.header(*name, *value)))
     }
 
-    async fn reply(&self, name: String, request: reqwest::RequestBuilder) -> anyhow::Result<Reply> {
+    /// The answer to a request, whatever it says; `name` is the request in short.
+    pub async fn reply(&self, name: String, request: RequestBuilder) -> anyhow::Result<Reply> {
         let response = request.send().await.with_context(|| format!("{name}: no answer"))?;
         let (status, headers) = (response.status().as_u16(), response.headers().clone());
         let body = response.bytes().await.with_context(|| format!("{name}: the answer broke off"))?;

@@ -11,6 +11,7 @@ pub mod demo;
 pub mod gateway;
 pub mod grpc;
 pub mod settings;
+pub mod transport;
 pub mod trust;
 
 use std::{

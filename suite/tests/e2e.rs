@@ -17,16 +17,24 @@ mod lifecycle;
 mod native;
 #[path = "e2e/observed.rs"]
 mod observed;
+#[path = "e2e/operations.rs"]
+mod operations;
 #[path = "e2e/otlp.rs"]
 mod otlp;
 #[path = "e2e/process.rs"]
 mod process;
 #[path = "e2e/project_flow.rs"]
 mod project_flow;
+#[path = "e2e/reconcile.rs"]
+mod reconcile;
 #[path = "e2e/restart.rs"]
 mod restart;
+#[path = "e2e/routes.rs"]
+mod routes;
 #[path = "e2e/secrets.rs"]
 mod secrets;
 #[path = "e2e/signup.rs"]
 mod signup;
+#[path = "e2e/sse.rs"]
+mod sse;
 mod support;

@@ -16,7 +16,7 @@ use tonic::Status;
 use crate::{Body, body::broken, layers::Response, rescue};
 
 /// The largest message that a service may answer.
-const MAX_ANSWER: usize = 64 * 1024 * 1024;
+pub(super) const MAX_ANSWER: usize = 64 * 1024 * 1024;
 
 /// What stays as it is in a path segment (RFC 3986 `unreserved`).
 const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
@@ -61,6 +61,11 @@ impl Plan {
         Ok(Self::Field { codec, name: field.json_name().to_owned(), absent })
     }
 
+    /// Whether the service chooses the form of what it answers.
+    pub(super) fn has_forms(&self) -> bool {
+        matches!(self, Self::Raw)
+    }
+
     /// The reply that carries a message, with the status that the policy wants.
     pub(super) fn reply(&self, message: Bytes, policy: &MethodPolicy) -> Result<Response> {
         let json = |codec: &Codec| (codec.to_json)(message.clone()).map_err(Error::internal);
@@ -85,7 +90,8 @@ impl Plan {
             }
         };
         if policy.location.is_empty() {
-            return Ok(reply(StatusCode::OK, text.into(), content_type));
+            let status = if policy.accepted { StatusCode::ACCEPTED } else { StatusCode::OK };
+            return Ok(reply(status, text.into(), content_type));
         }
         let created = members(&text)?;
         if may_wait(policy) && created.get("id").is_none_or(|id| id.get() == "\"\"") {
@@ -118,10 +124,10 @@ fn reply(status: StatusCode, text: Bytes, content_type: HeaderValue) -> Response
     response
 }
 
-type Members<'a> = HashMap<Cow<'a, str>, &'a RawValue>;
+pub(super) type Members<'a> = HashMap<Cow<'a, str>, &'a RawValue>;
 
 /// The members of a JSON object, their values as they stand.
-fn members(json: &[u8]) -> Result<Members<'_>> {
+pub(super) fn members(json: &[u8]) -> Result<Members<'_>> {
     serde_json::from_slice(json).map_err(Error::internal)
 }
 
@@ -194,14 +200,14 @@ async fn message(mut body: Body, metadata: &mut HeaderMap) -> Result<Bytes> {
 }
 
 /// A stream that broke says so by many codes: to the caller the service is not there.
-fn transport(status: Status) -> Status {
+pub(super) fn transport(status: Status) -> Status {
     match status.code() {
         tonic::Code::DeadlineExceeded => status,
         _ => Status::unavailable(status.message()),
     }
 }
 
-fn check(status: Status) -> Result<()> {
+pub(super) fn check(status: Status) -> Result<()> {
     match status.code() {
         tonic::Code::Ok => Ok(()),
         _ => Err(rescue::of_status(status)),

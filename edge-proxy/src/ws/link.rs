@@ -1,22 +1,26 @@
 //! The gRPC stream to gateway-service that stands behind a socket.
 
-use std::{marker::PhantomData, time::Duration};
+use std::time::Duration;
 
-use http::uri::PathAndQuery;
-use prost::Message;
-use proto::gateway::{Connected, GatewayFrame, Hello, PlatformFrame, gateway_frame, platform_frame};
-use service_kit::{ClientInfo, Error, Kind, client::Upstream};
+use futures_util::StreamExt as _;
+use http::{HeaderValue, uri::PathAndQuery};
+use proto::{
+    buffers::SmallBuffers,
+    gateway::{Connected, GatewayFrame, Hello, PlatformFrame, gateway_frame, platform_frame},
+};
+use service_kit::{ClientInfo, Error, Kind, client::Upstream, client_info::TRANSPORT};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{
     Status, Streaming,
-    codec::{BufferSettings, Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
     metadata::{Ascii, MetadataValue},
 };
 
 use super::refusal::Refusal;
 
-const CONNECT: PathAndQuery = PathAndQuery::from_static("/tollgate.gateway.v1.GatewayLink/Connect");
+/// The method behind a socket.
+pub(super) const CONNECT: PathAndQuery =
+    PathAndQuery::from_static("/tollgate.gateway.v1.GatewayLink/Connect");
 
 /// How long gateway-service may take to admit a gateway. Controllers wait 10 s for the 101.
 const ADMISSION: Duration = Duration::from_secs(5);
@@ -24,11 +28,14 @@ const ADMISSION: Duration = Duration::from_secs(5);
 /// An event and what protobuf adds to it.
 const MAX_FRAME: usize = 2 * 1024 * 1024;
 
+/// The way to gateway-service. Boxed: an empty channel has room for 32 frames already.
+pub(super) type ToPlatform = mpsc::Sender<Box<GatewayFrame>>;
+
 /// A stream whose gateway is admitted. Dropping it ends the stream.
 #[derive(Debug)]
 pub(super) struct Link<S = Streaming<PlatformFrame>> {
     pub(super) connected: Connected,
-    pub(super) to_platform: mpsc::Sender<GatewayFrame>,
+    pub(super) to_platform: ToPlatform,
     pub(super) from_platform: S,
 }
 
@@ -54,15 +61,21 @@ async fn admission(
     client: ClientInfo,
 ) -> Result<Link, Status> {
     let (to_platform, frames) = mpsc::channel(16);
-    let hello = Hello { remote_address: client.address_text(), ..Hello::default() };
+    let hello = Hello {
+        remote_address: client.address_text(),
+        transport: "websocket".to_owned(),
+        ..Hello::default()
+    };
     // There is room: the channel is new.
-    let _ = to_platform.try_send(GatewayFrame { frame: Some(gateway_frame::Frame::Hello(hello)) });
-    let mut request = tonic::Request::new(ReceiverStream::new(frames));
+    let _ = to_platform.try_send(Box::new(GatewayFrame { frame: Some(gateway_frame::Frame::Hello(hello)) }));
+    let mut request = tonic::Request::new(ReceiverStream::new(frames).map(|frame: Box<GatewayFrame>| *frame));
     request.metadata_mut().insert("api-key", key);
-    client.write(request.metadata_mut().as_mut());
+    let headers = request.metadata_mut().as_mut();
+    client.write(headers);
+    headers.insert(TRANSPORT, HeaderValue::from_static("websocket"));
     let mut client = tonic::client::Grpc::new(upstream.clone()).max_decoding_message_size(MAX_FRAME);
     client.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
-    let mut from_platform = client.streaming(request, CONNECT, SmallBuffers(PhantomData)).await?.into_inner();
+    let mut from_platform = client.streaming(request, CONNECT, SmallBuffers::default()).await?.into_inner();
     match from_platform.message().await? {
         Some(PlatformFrame { frame: Some(platform_frame::Frame::Connected(connected)) }) => {
             Ok(Link { connected, to_platform, from_platform })
@@ -82,55 +95,6 @@ fn refusal_of(status: Status) -> Refusal {
             tracing::warn!(?code, %error, "a gateway cannot connect");
             Refusal::Unavailable(error.retry_delay())
         }
-    }
-}
-
-/// Protobuf with buffers that fit a link: tonic's own are 16 KiB for each idle socket.
-#[derive(Debug)]
-struct SmallBuffers<T, U>(PhantomData<(T, U)>);
-
-fn small() -> BufferSettings {
-    BufferSettings::new(512, 32 * 1024)
-}
-
-impl<T: Message + 'static, U: Message + Default + 'static> Codec for SmallBuffers<T, U> {
-    type Encode = T;
-    type Decode = U;
-    type Encoder = Self;
-    type Decoder = Self;
-
-    fn encoder(&mut self) -> Self {
-        Self(PhantomData)
-    }
-
-    fn decoder(&mut self) -> Self {
-        Self(PhantomData)
-    }
-}
-
-impl<T: Message, U> Encoder for SmallBuffers<T, U> {
-    type Item = T;
-    type Error = Status;
-
-    fn encode(&mut self, item: T, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        item.encode(buffer).map_err(|error| Status::internal(error.to_string()))
-    }
-
-    fn buffer_settings(&self) -> BufferSettings {
-        small()
-    }
-}
-
-impl<T, U: Message + Default> Decoder for SmallBuffers<T, U> {
-    type Item = U;
-    type Error = Status;
-
-    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
-        U::decode(buffer).map(Some).map_err(|error| Status::internal(error.to_string()))
-    }
-
-    fn buffer_settings(&self) -> BufferSettings {
-        small()
     }
 }
 

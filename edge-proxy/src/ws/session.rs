@@ -3,29 +3,28 @@
 //! While something is being written, reading goes on and nothing more is taken from gateway-service, so a
 //! slow peer holds up nobody but itself.
 
-use std::{fmt, future::Future, pin::pin, sync::Arc, time::Duration};
+use std::{future::Future, pin::pin, sync::Arc, time::Duration};
 
-use bytes::Bytes;
 use futures_util::{Sink, SinkExt as _, Stream, StreamExt as _};
-use proto::gateway::{Close, Event, GatewayFrame, Heartbeat, PlatformFrame, gateway_frame, platform_frame};
+use proto::gateway::{Event, GatewayFrame, Heartbeat, PlatformFrame, gateway_frame, platform_frame};
 use tokio::{
-    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
-    sync::mpsc,
+    io::{AsyncRead, AsyncWrite},
     time::{Instant, sleep_until},
 };
 use tokio_tungstenite::{
     WebSocketStream,
     tungstenite::{
         Error, Message,
-        error::ProtocolError,
-        protocol::{CloseFrame, Role, WebSocketConfig, frame::coding::CloseCode},
+        protocol::{Role, WebSocketConfig, frame::coding::CloseCode},
     },
 };
 use tonic::Status;
 
 use super::{
     activity::{Activity, Watched},
-    link::Link,
+    end::{End, GOODBYE, end_of, farewell_of, internal, restart, say_goodbye},
+    link::{Link, ToPlatform},
+    proof::Proof,
     wire::{self, NotUnderstood},
 };
 use crate::config::GatewayLinkConfig;
@@ -36,8 +35,8 @@ const MAX_INBOUND: usize = 64 * 1024;
 const MAX_EVENT: usize = 1024 * 1024;
 /// How long a peer may take nothing while something is being written to it.
 const STUCK: Duration = Duration::from_secs(10);
-/// How long the exchange of goodbyes may take.
-const GOODBYE: Duration = Duration::from_secs(2);
+/// How many pings and pongs a second are worth an answer: a few are enough for any network.
+const CONTROL_FRAMES: u32 = 10;
 /// How many messages that make no sense are worth a warning; more would let a gateway fill the log.
 const WARNINGS: u32 = 5;
 
@@ -51,6 +50,7 @@ type Socket<I> = WebSocketStream<Watched<I>>;
 pub(super) struct Timing {
     ping: Duration,
     dead: Duration,
+    platform: Duration,
 }
 
 impl Timing {
@@ -58,37 +58,7 @@ impl Timing {
         Self {
             ping: Duration::from_secs(config.ping_seconds.max(1)),
             dead: Duration::from_secs(config.dead_seconds.max(1)),
-        }
-    }
-}
-
-/// Why a socket ends.
-#[derive(Debug)]
-pub(super) enum End {
-    /// The peer said goodbye.
-    PeerLeft,
-    /// The connection broke.
-    Lost(Error),
-    /// The peer sent nothing for too long.
-    Silent,
-    /// The peer took nothing for too long.
-    Stuck,
-    /// We say goodbye, with a close code.
-    Farewell(CloseCode, String),
-    /// The peer broke the protocol: what it sends cannot be read any more.
-    Unreadable(CloseCode, String),
-}
-
-impl fmt::Display for End {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::PeerLeft => f.write_str("the gateway closed"),
-            Self::Lost(error) => write!(f, "connection lost: {error}"),
-            Self::Silent => f.write_str("no sign of life"),
-            Self::Stuck => f.write_str("the gateway takes nothing"),
-            Self::Farewell(code, reason) | Self::Unreadable(code, reason) => {
-                write!(f, "closed with {} {reason}", u16::from(*code))
-            }
+            platform: Duration::from_secs(config.platform_seconds.max(1)),
         }
     }
 }
@@ -100,13 +70,28 @@ pub(super) struct Session<S> {
     timing: Timing,
     /// Taken from the socket, not yet by gateway-service. While it is there, nothing more is read.
     held: Option<GatewayFrame>,
+    proof: Proof,
     last_heartbeat: Instant,
+    /// When gateway-service was last heard of; later by the time that it was not listened to since.
+    platform_at: Instant,
+    /// Pings and pongs since the beginning of a second.
+    control: (Instant, u32),
     warnings: u32,
 }
 
 impl<S: Stream<Item = Result<PlatformFrame, Status>> + Unpin> Session<S> {
     pub(super) fn new(link: Link<S>, timing: Timing) -> Self {
-        Self { link, timing, held: None, last_heartbeat: Instant::now(), warnings: 0 }
+        let now = Instant::now();
+        Self {
+            link,
+            timing,
+            held: None,
+            proof: Proof::new(),
+            last_heartbeat: now,
+            platform_at: now,
+            control: (now, 0),
+            warnings: 0,
+        }
     }
 
     pub(super) fn gateway_id(&self) -> &str {
@@ -170,7 +155,7 @@ impl<S: Stream<Item = Result<PlatformFrame, Status>> + Unpin> Session<S> {
             let dead_at = activity.last_read() + self.timing.dead;
             let due = match writer.busy_since {
                 Some(since) => dead_at.min(since.max(activity.last_written()) + STUCK),
-                None => dead_at.min(ping_at),
+                None => dead_at.min(ping_at).min(self.platform_at + self.timing.platform),
             };
             // Deadlines mostly move away: the timer is only touched when it would be late.
             if due < wake.deadline() || wake.is_elapsed() {
@@ -179,7 +164,10 @@ impl<S: Stream<Item = Result<PlatformFrame, Status>> + Unpin> Session<S> {
             let busy = writer.busy_since.is_some();
             let outcome = tokio::select! {
                 message = source.next(), if self.held.is_none() => self.inbound(message),
-                sent = writer.finish(), if busy => sent.map_err(End::Lost),
+                sent = writer.finish(), if busy => sent.map_err(End::Lost).map(|waited| {
+                    // While it waited, gateway-service was not listened to.
+                    self.platform_at += waited;
+                }),
                 frame = self.link.from_platform.next(), if !busy => match self.outbound(frame) {
                     Ok(Some(message)) => writer.begin(message).await.map_err(End::Lost),
                     Ok(None) => Ok(()),
@@ -200,10 +188,11 @@ impl<S: Stream<Item = Result<PlatformFrame, Status>> + Unpin> Session<S> {
                 Some(since) if now >= since.max(activity.last_written()) + STUCK => return End::Stuck,
                 None if now >= ping_at => {
                     ping_at = now + self.timing.ping;
-                    if let Err(error) = writer.begin(Message::Ping(Bytes::new())).await {
+                    if let Err(error) = writer.begin(Message::Ping(self.proof.ping())).await {
                         return End::Lost(error);
                     }
                 }
+                None if now >= self.platform_at + self.timing.platform => return self.unheard(),
                 _ => {}
             }
         }
@@ -220,7 +209,15 @@ impl<S: Stream<Item = Result<PlatformFrame, Status>> + Unpin> Session<S> {
                 Err(why) => self.note(why),
             },
             Some(Ok(Message::Binary(_))) => tracing::debug!("a binary message is ignored"),
-            Some(Ok(_)) => {}
+            Some(Ok(Message::Pong(payload))) => {
+                self.count_control()?;
+                if let Some(revision) = self.proof.pong(&payload) {
+                    // Not one of many signs of life: it must arrive.
+                    self.last_heartbeat = Instant::now();
+                    self.held = Some(heartbeat(revision));
+                }
+            }
+            Some(Ok(_)) => self.count_control()?,
             Some(Err(error)) => return Err(end_of(error)),
             None => return Err(End::Lost(Error::ConnectionClosed)),
         }
@@ -228,11 +225,28 @@ impl<S: Stream<Item = Result<PlatformFrame, Status>> + Unpin> Session<S> {
         // the pong that follows within 5 s of another message keeps the gap below 25 s, 15 s would not.
         if self.held.is_none() && self.last_heartbeat.elapsed() >= self.timing.ping / 4 {
             self.last_heartbeat = Instant::now();
-            let frame = gateway_frame::Frame::Heartbeat(Heartbeat { revision: 0 });
             // Where there is no room, gateway-service has signs of life enough that it has not read.
-            let _ = self.link.to_platform.try_send(GatewayFrame { frame: Some(frame) });
+            let _ = self.link.to_platform.try_send(Box::new(heartbeat(0)));
         }
         Ok(())
+    }
+
+    /// Each ping costs an answer, and each of both a turn.
+    fn count_control(&mut self) -> Result<(), End> {
+        if self.control.0.elapsed() >= Duration::from_secs(1) {
+            self.control = (Instant::now(), 0);
+        }
+        self.control.1 += 1;
+        match self.control.1 {
+            0..=CONTROL_FRAMES => Ok(()),
+            _ => Err(End::Farewell(CloseCode::Policy, "too many pings".to_owned())),
+        }
+    }
+
+    /// gateway-service is stuck, and pings of ours would keep its gateway for good.
+    fn unheard(&self) -> End {
+        tracing::warn!(gateway = self.gateway_id(), "gateway-service shows no sign of life");
+        restart()
     }
 
     fn note(&mut self, why: NotUnderstood) {
@@ -248,7 +262,8 @@ impl<S: Stream<Item = Result<PlatformFrame, Status>> + Unpin> Session<S> {
     }
 
     /// What a frame of gateway-service becomes.
-    fn outbound(&self, frame: Option<Result<PlatformFrame, Status>>) -> Result<Option<Message>, End> {
+    fn outbound(&mut self, frame: Option<Result<PlatformFrame, Status>>) -> Result<Option<Message>, End> {
+        self.platform_at = Instant::now();
         match frame {
             Some(Ok(PlatformFrame { frame: Some(platform_frame::Frame::Event(event)) })) => {
                 Ok(self.event(&event))
@@ -268,11 +283,12 @@ impl<S: Stream<Item = Result<PlatformFrame, Status>> + Unpin> Session<S> {
     }
 
     /// One bad event must not cut the link: it would come again with the next one.
-    fn event(&self, event: &Event) -> Option<Message> {
-        let (gateway, kind) = (self.gateway_id(), &event.r#type);
+    fn event(&mut self, event: &Event) -> Option<Message> {
+        let (gateway, kind) = (&self.link.connected.gateway_id, &event.r#type);
         match wire::event(event) {
             Ok(text) if text.len() <= MAX_EVENT => {
                 metrics::counter!("edge_gateway_events_total").increment(1);
+                self.proof.wrote(event.revision);
                 Some(Message::text(text))
             }
             Ok(text) => {
@@ -301,22 +317,24 @@ impl<S: Sink<Message, Error = Error> + Unpin> Writer<S> {
         self.sink.feed(message).await
     }
 
-    /// Goes on until the message is out. May be dropped and called again.
-    async fn finish(&mut self) -> Result<(), Error> {
+    /// Goes on until the message is out, and says how long that took. May be dropped and called again.
+    async fn finish(&mut self) -> Result<Duration, Error> {
         self.sink.flush().await?;
-        self.busy_since = None;
-        Ok(())
+        Ok(self.busy_since.take().map(|since| since.elapsed()).unwrap_or_default())
     }
 }
 
+/// A sign of life; also the proof that a gateway has read everything up to a revision, which 0 is not.
+fn heartbeat(revision: u64) -> GatewayFrame {
+    let beat = Heartbeat { revision, ..Heartbeat::default() };
+    GatewayFrame { frame: Some(gateway_frame::Frame::Heartbeat(beat)) }
+}
+
 /// Gives a frame to gateway-service as soon as it takes one.
-async fn hand_over(
-    to_platform: &mpsc::Sender<GatewayFrame>,
-    held: &mut Option<GatewayFrame>,
-) -> Result<(), End> {
+async fn hand_over(to_platform: &ToPlatform, held: &mut Option<GatewayFrame>) -> Result<(), End> {
     let Ok(permit) = to_platform.reserve().await else { return Err(restart()) };
     if let Some(frame) = held.take() {
-        permit.send(frame);
+        permit.send(Box::new(frame));
     }
     Ok(())
 }
@@ -329,58 +347,4 @@ fn small() -> WebSocketConfig {
         .max_write_buffer_size(MAX_EVENT + MAX_INBOUND)
         .max_message_size(Some(MAX_INBOUND))
         .max_frame_size(Some(MAX_INBOUND))
-}
-
-fn restart() -> End {
-    End::Farewell(CloseCode::Restart, "the link was interrupted".to_owned())
-}
-
-fn internal(error: &serde_json::Error) -> End {
-    tracing::error!(%error, "the first message cannot be written");
-    End::Farewell(CloseCode::Error, "internal error".to_owned())
-}
-
-fn farewell_of(close: Close) -> End {
-    let code = u16::try_from(close.code).map(CloseCode::from).ok().filter(|code| code.is_allowed());
-    // A control frame holds 125 bytes, two of which are the code.
-    let mut end = close.reason.len().min(123);
-    while !close.reason.is_char_boundary(end) {
-        end -= 1;
-    }
-    End::Farewell(code.unwrap_or(CloseCode::Restart), close.reason[..end].to_owned())
-}
-
-fn end_of(error: Error) -> End {
-    match error {
-        Error::Capacity(_) => End::Unreadable(CloseCode::Size, "the message is too large".to_owned()),
-        Error::Utf8(_) => End::Unreadable(CloseCode::Invalid, "the text is not UTF-8".to_owned()),
-        Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => End::Lost(error),
-        Error::Protocol(broken) => End::Unreadable(CloseCode::Protocol, broken.to_string()),
-        other => End::Lost(other),
-    }
-}
-
-/// The closing handshake, as far as the peer takes part in it.
-async fn say_goodbye<I: AsyncRead + AsyncWrite + Unpin>(
-    socket: &mut Socket<I>,
-    end: &End,
-) -> Result<(), Error> {
-    match end {
-        End::Silent | End::Stuck | End::Lost(_) => return Ok(()),
-        End::PeerLeft => {}
-        End::Farewell(code, reason) | End::Unreadable(code, reason) => {
-            let frame = CloseFrame { code: *code, reason: reason.as_str().into() };
-            socket.send(Message::Close(Some(frame))).await?;
-        }
-    }
-    // Our answer to a goodbye goes out while reading.
-    while let Some(Ok(_)) = socket.next().await {}
-    let io = socket.get_mut();
-    io.shutdown().await?;
-    if matches!(end, End::Unreadable(..)) {
-        // Closing with bytes unread would reset the connection, and the peer would not see the reason.
-        let mut rest = [0; 512];
-        while io.read(&mut rest).await? > 0 {}
-    }
-    Ok(())
 }

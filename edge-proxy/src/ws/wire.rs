@@ -119,6 +119,7 @@ mod tests {
             gateway_id: "g".into(),
             connection_id: "c".into(),
             timestamp: Some(Timestamp::from_unix_ms(1_766_000_000_007)),
+            ..Connected::default()
         };
         assert_eq!(
             connection_ack(&connected).unwrap(),

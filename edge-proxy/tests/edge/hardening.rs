@@ -232,3 +232,45 @@ async fn certificates_and_plain_http_are_configured() {
     // HSTS over plain HTTP would mean nothing.
     assert!(answer.starts_with("HTTP/1.1 404") && !answer.contains("strict-transport"), "{answer}");
 }
+
+/// The token of a gateway is checked by its service, and only with the whole call: until then anybody may send.
+#[tokio::test]
+async fn large_bodies_of_gateways_are_few_at_a_time() {
+    let world = World::start(|call| match call.path.rsplit('/').next() {
+        Some("ImportGatewayArtifacts") => Reply::Hang,
+        _ => ok(&TokenPair::default()),
+    })
+    .await;
+    let import = || async {
+        let ask = world.post("/api/internal/v1/artifacts/import-gateway-artifacts").header("api-key", "k");
+        ask.header("content-type", "multipart/form-data; boundary=b").send("--b--").await
+    };
+    let eight = futures_util::future::join_all((0..8).map(|_| import()));
+    let ninth = async {
+        while world.calls().len() < 8 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let refused = import().await;
+        assert_eq!((refused.status, refused.header("retry-after")), (StatusCode::SERVICE_UNAVAILABLE, "1"));
+        let path = "/tollgate.gateway.v1.GatewayInternalService/ImportGatewayArtifacts";
+        assert_eq!(world.grpc(path, &[("api-key", "k")], &[b""]).await.grpc_status(), "14");
+        // Other calls of gateways go on.
+        let other = world.get("/api/internal/v1/secrets").header("api-key", "k").send("").await;
+        assert_ne!(other.status, StatusCode::SERVICE_UNAVAILABLE);
+    };
+    tokio::select! {
+        _ = eight => panic!("nobody answers these"),
+        () = ninth => {}
+    }
+    // Those that were given up leave their room to others.
+    world.given_up(8).await;
+    let arrived = async {
+        while world.calls().len() < 10 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::select! {
+        answer = import() => panic!("it must hang: {answer:?}"),
+        () = arrived => {}
+    }
+}

@@ -64,6 +64,8 @@ pub(crate) enum Reply {
     Hang,
     /// Begins an answer and never ends it.
     Stall(Vec<u8>),
+    /// Sends the same message again and again.
+    Endless(Vec<u8>),
     /// Begins an answer and breaks the stream.
     Abort(Vec<u8>),
     /// Sends back each frame of the request as it comes.
@@ -216,7 +218,7 @@ impl World {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
-        tokio::time::timeout(Duration::from_secs(5), enough).await.expect("the call is cancelled upstream");
+        tokio::time::timeout(Duration::from_secs(30), enough).await.expect("the call is cancelled upstream");
     }
 
     /// Ends the services, and leaves the edge.
@@ -347,6 +349,13 @@ async fn answer(reply: Reply, rest: axum::body::Body, seen: &Arc<Seen>) -> http:
         Reply::Stall(message) => {
             let begun = tokio_stream::once(Ok(frame(&message))).chain(Box::pin(pending()));
             axum::body::Body::new(StreamBody::new(begun))
+        }
+        Reply::Endless(message) => {
+            let watch = Watch(Some(seen.clone()));
+            axum::body::Body::new(StreamBody::new(tokio_stream::iter(std::iter::repeat_with(move || {
+                let _watch = &watch;
+                Ok::<_, Status>(frame(&message))
+            }))))
         }
         Reply::Abort(message) => pieces(vec![Ok(frame(&message)), Err(Status::internal("broken off"))]),
         Reply::Echo => {

@@ -14,5 +14,6 @@ mod opaque;
 mod own;
 mod rest;
 mod revocation;
+mod stream;
 mod web;
 mod ws;

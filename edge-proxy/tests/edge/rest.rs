@@ -257,3 +257,37 @@ async fn large_json_is_compressed_for_those_who_take_it() {
     let answer = world.grpc("/tollgate.project.v1.ApiService/GetApi", &headers, &[&request]).await;
     assert_eq!((answer.header("content-encoding"), answer.grpc_status()), ("", "0"));
 }
+
+#[tokio::test]
+async fn a_service_that_has_several_forms_hears_which_is_asked_for() {
+    let world = World::start(|call| match call.header("tollgate-client-accept") {
+        Some("image/png") => {
+            let message = "`Accept` allows none of the forms that there are";
+            Reply::Fail(
+                service_kit::Error::new(service_kit::Kind::InvalidArgument, "NOT_ACCEPTABLE", message).into(),
+            )
+        }
+        _ => ok(&HttpBody { content_type: "application/yaml".into(), data: b"a: 1".to_vec() }),
+    })
+    .await;
+    let ask = || world.get("/api/internal/v1/apis/a1").header("api-key", "k");
+    let answer = ask().header("accept", "text/yaml").header("accept", "*/*;q=0.1").send("").await;
+    assert_eq!((answer.status, answer.header("content-type")), (StatusCode::OK, "application/yaml"));
+    // Only the edge says what a client takes.
+    ask().header("tollgate-client-accept", "image/png").send("").await;
+    let calls = world.calls();
+    assert_eq!(calls[0].header("tollgate-client-accept"), Some("text/yaml, */*;q=0.1"));
+    assert_eq!((calls[1].header("tollgate-client-accept"), calls[1].header("accept")), (None, None));
+    let answer = ask().header("accept", "image/png").send("").await;
+    assert_eq!(answer.status, StatusCode::NOT_ACCEPTABLE);
+    let error: serde_json::Value = serde_json::from_slice(&answer.body).unwrap();
+    assert_eq!((&error["code"], &error["message"]), (&406.into(), &"Not Acceptable".into()));
+    // Where there is one form only, nobody asks.
+    world
+        .get("/api/internal/v1/deployments")
+        .header("api-key", "k")
+        .header("accept", "image/png")
+        .send("")
+        .await;
+    assert_eq!(world.calls()[3].header("tollgate-client-accept"), None);
+}

@@ -68,7 +68,7 @@ impl Peer {
             match soon(self.from_gateway.next()).await?.ok()?.frame.unwrap() {
                 gateway_frame::Frame::DeploymentAck(ack) => return Some(ack),
                 gateway_frame::Frame::Heartbeat(_) => {}
-                gateway_frame::Frame::Hello(_) => panic!("a second hello"),
+                other => panic!("not for a socket: {other:?}"),
             }
         }
     }
@@ -80,6 +80,21 @@ struct Fake(mpsc::UnboundedSender<Peer>);
 #[async_trait::async_trait]
 impl GatewayLink for Fake {
     type ConnectStream = Frames;
+    type SubscribeStream = Frames;
+
+    async fn subscribe(
+        &self,
+        _: tonic::Request<proto::gateway::SubscribeRequest>,
+    ) -> Result<Response<Frames>, Status> {
+        panic!("not in the script")
+    }
+
+    async fn report(
+        &self,
+        _: tonic::Request<proto::gateway::ReportRequest>,
+    ) -> Result<Response<proto::gateway::ReportResponse>, Status> {
+        panic!("not in the script")
+    }
 
     async fn connect(
         &self,
@@ -120,6 +135,7 @@ impl GatewayLink for Fake {
             gateway_id: "g1".into(),
             connection_id: "c1".into(),
             timestamp: Some(Timestamp::from_unix_ms(1_766_000_000_000)),
+            ..Connected::default()
         };
         // Both at once: the acknowledgement must still come first.
         peer.send(platform_frame::Frame::Connected(connected)).await;

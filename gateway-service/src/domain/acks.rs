@@ -1,6 +1,6 @@
 //! Acknowledgements: what gateways say became of deployments.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
 
 use prost::Message as _;
 use proto::{
@@ -10,8 +10,14 @@ use proto::{
 use service_kit::{Clock, Result, id::is_id, outbox::Nudge};
 
 use crate::{
+    domain::{
+        failures::Failure,
+        figures,
+        journal::Journal,
+        retries::{MISMATCH, PROCESSING_ERROR},
+        web::Deployment,
+    },
     events::{self, Action, EventType},
-    store::EventStore,
 };
 
 /// The reason of a deployment whose gateway was deleted.
@@ -21,9 +27,10 @@ const GATEWAY_DELETED: &str = "GATEWAY_DELETED";
 pub(crate) const REPORTS: &str = "deployment-reports";
 
 /// The state of an event in the log.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) enum State {
     /// Never sent.
+    #[default]
     Pending,
     /// Sent, not acknowledged.
     Delivered,
@@ -78,14 +85,28 @@ pub(crate) struct Ack {
     pub(crate) performed_at: Option<i64>,
 }
 
-/// What the log knows of an event that may be the one acknowledged.
+/// An acknowledgement, and who says it on which connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct AckFrom {
+    pub(crate) gateway_id: String,
+    pub(crate) connection_id: String,
+    pub(crate) ack: Ack,
+}
+
+/// What the log knows of an event that may be the one acknowledged.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Candidate {
     pub(crate) revision: i64,
     pub(crate) state: State,
     /// Of the newest sending.
     pub(crate) performed_at: i64,
     pub(crate) created_at: i64,
+    pub(crate) event_key: String,
+    pub(crate) artifact_id: String,
+    /// That it is about; the gateway may have been told another.
+    pub(crate) deployment_id: String,
+    /// When an older event of the key was sent last, again maybe; 0 when there is none.
+    pub(crate) older_sent_at: i64,
 }
 
 /// What an acknowledgement does to the log.
@@ -100,33 +121,57 @@ pub(crate) enum Verdict {
     Unknown,
     /// It names a sending that never was.
     Ahead,
+    /// The gateway may have performed an older event since: only the answer to the next sending counts.
+    Overtaken,
+    /// Its connection is not registered (any more): another one speaks for the gateway.
+    Fenced,
+}
+
+/// What an artifact is on a gateway, as the gateway says.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Reported {
+    /// What runs; empty when nothing does.
+    pub(crate) deployment_id: String,
+    /// That was applied; 0 for none.
+    pub(crate) revision: i64,
+    /// That was refused since; 0 for none.
+    pub(crate) rejected_revision: i64,
+    pub(crate) reason: String,
 }
 
 /// Records acknowledgements.
 #[derive(Debug, Clone)]
 pub(crate) struct Acks {
-    pub(crate) store: Arc<dyn EventStore>,
+    pub(crate) journal: Journal,
     pub(crate) reports: Nudge,
     pub(crate) clock: Clock,
 }
 
 impl Acks {
-    /// Records an acknowledgement of a gateway. What cannot be understood is logged and changes nothing:
-    /// only a database that does not answer is an error.
-    pub(crate) async fn record(&self, gateway_id: &str, received: &Received) -> Result<()> {
+    /// Records an acknowledgement that came on a connection of a gateway. What cannot be understood is logged
+    /// and changes nothing: only a database that does not answer is an error. Says whether the connection may
+    /// still speak for the gateway.
+    pub(crate) async fn record(
+        &self,
+        gateway_id: &str,
+        connection_id: &str,
+        received: &Received,
+    ) -> Result<bool> {
         let Some(ack) = Ack::read(received) else {
             tracing::warn!(gateway = gateway_id, ?received, "acknowledgement not understood");
-            return Ok(());
+            return Ok(true);
         };
         let now = self.clock.now_ms();
-        let outcome = if ack.failure.is_some() { "failed" } else { "success" };
         let deployment = &ack.deployment_id;
-        match self.store.acknowledge(gateway_id, &ack, now).await? {
+        let answer = AckFrom {
+            gateway_id: gateway_id.to_owned(),
+            connection_id: connection_id.to_owned(),
+            ack: ack.clone(),
+        };
+        match self.journal.acknowledge(answer).await? {
             Verdict::Change(event) => {
                 self.reports.now();
-                let seconds = f64::from(i32::try_from(now - event.created_at).unwrap_or(i32::MAX)) / 1_000.0;
-                metrics::histogram!("tollgate_gateway_convergence_seconds").record(seconds);
-                metrics::counter!("tollgate_gateway_acks_total", "outcome" => outcome).increment(1);
+                figures::count_settled(ack.failure.is_some(), event.created_at, now);
                 let revision = event.revision;
                 match &ack.failure {
                     None => {
@@ -150,8 +195,17 @@ impl Acks {
             Verdict::Ahead => {
                 tracing::warn!(gateway = gateway_id, deployment, "acknowledgement of what was never sent");
             }
+            Verdict::Overtaken => {
+                tracing::info!(gateway = gateway_id, deployment, "acknowledgement of an overtaken sending");
+            }
+            Verdict::Fenced => {
+                metrics::counter!("tollgate_gateway_acks_total", "outcome" => "fenced").increment(1);
+                let connection = connection_id;
+                tracing::warn!(gateway = gateway_id, connection, deployment, "acknowledgement fenced off");
+                return Ok(false);
+            }
         }
-        Ok(())
+        Ok(true)
     }
 }
 
@@ -181,13 +235,22 @@ impl Ack {
         for event in self.meant(candidates) {
             match (event.state, &self.failure) {
                 (State::Delivered | State::Superseded, _) | (State::Failed, None) => {
-                    return Verdict::Change(event);
+                    return match self.is_overtaken(&event) {
+                        true => Verdict::Overtaken,
+                        false => Verdict::Change(event),
+                    };
                 }
                 (State::Acked, None) => known = Some(Some(event.revision)),
                 _ => known = known.or(Some(None)),
             }
         }
         known.map_or(Verdict::Ahead, Verdict::Known)
+    }
+
+    /// Whether an older event was sent after the sending that this answers, on another connection maybe: the
+    /// gateway may perform that one last.
+    fn is_overtaken(&self, event: &Candidate) -> bool {
+        event.older_sent_at > self.performed_at.unwrap_or(event.performed_at)
     }
 
     /// Those that were sent and may be meant: the one whose newest sending is named, else the oldest that
@@ -204,7 +267,7 @@ impl Ack {
     }
 
     /// The state that the event gets.
-    pub(crate) fn state(&self) -> State {
+    fn state(&self) -> State {
         if self.failure.is_some() { State::Failed } else { State::Acked }
     }
 
@@ -217,6 +280,140 @@ impl Ack {
         };
         let reason = self.failure.clone().unwrap_or_default();
         report(gateway_id, &self.deployment_id, self.action.name(), status, reason, now)
+    }
+}
+
+impl Reported {
+    /// Takes an answer about the event of this revision.
+    pub(crate) fn take(&mut self, ack: &Ack, revision: i64) {
+        match &ack.failure {
+            None if revision >= self.revision => {
+                self.revision = revision;
+                self.deployment_id = match ack.action {
+                    Action::Deploy => ack.deployment_id.clone(),
+                    Action::Undeploy => String::new(),
+                };
+                if revision >= self.rejected_revision {
+                    self.rejected_revision = 0;
+                    self.reason.clear();
+                }
+            }
+            Some(reason) if revision >= self.revision.max(self.rejected_revision) => {
+                self.rejected_revision = revision;
+                self.reason.clone_from(reason);
+            }
+            _ => {}
+        }
+    }
+}
+
+/// What answers do to the log, collected one after the other.
+#[derive(Debug, Default)]
+pub(crate) struct Changes {
+    /// By gateway and revision: the event's new state.
+    pub(crate) settled: BTreeMap<(String, i64), Settled>,
+    /// The same in the order of the answers, with every step of those that changed twice.
+    pub(crate) settled_in_order: Vec<Settled>,
+    /// By gateway and revision: that was performed once more then.
+    pub(crate) again: BTreeMap<(String, i64), i64>,
+    pub(crate) failures: Vec<Failure>,
+}
+
+/// An event that an answer has given a new state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Settled {
+    pub(crate) gateway_id: String,
+    pub(crate) revision: i64,
+    pub(crate) artifact_id: String,
+    pub(crate) state: State,
+    pub(crate) error_code: String,
+    /// Of the sending that was answered.
+    pub(crate) performed_at: i64,
+    pub(crate) ack: Ack,
+    event_key: String,
+}
+
+impl Changes {
+    /// Takes an answer, out of candidates as they were before the first one.
+    pub(crate) fn take(&mut self, answer: &AckFrom, mut candidates: Vec<Candidate>) -> Verdict {
+        for candidate in &mut candidates {
+            let place = (answer.gateway_id.clone(), candidate.revision);
+            if let Some(settled) = self.settled.get(&place) {
+                candidate.state = settled.state;
+            }
+        }
+        let verdict = answer.ack.judge(candidates);
+        match (&verdict, answer.ack.performed_at) {
+            (Verdict::Change(event), _) => self.settle(answer, event),
+            (Verdict::Known(Some(revision)), Some(at)) => {
+                let known = self.again.entry((answer.gateway_id.clone(), *revision)).or_insert(at);
+                *known = at.max(*known);
+            }
+            _ => {}
+        }
+        verdict
+    }
+
+    /// What is done now: gateway, revision, key.
+    pub(crate) fn done(&self) -> impl Iterator<Item = (String, i64, String)> {
+        self.settled
+            .iter()
+            .map(|((gateway, revision), event)| (gateway.clone(), *revision, event.event_key.clone()))
+    }
+
+    /// Removals that name another deployment than the gateway has: gateway, revision.
+    pub(crate) fn mismatches(&self) -> impl Iterator<Item = (String, i64)> {
+        let refused = self.settled.iter().filter(|(_, event)| event.error_code == MISMATCH);
+        refused.map(|(place, _)| place.clone())
+    }
+
+    fn settle(&mut self, answer: &AckFrom, event: &Candidate) {
+        let gateway_id = &answer.gateway_id;
+        let ack = Ack { deployment_id: event.deployment_id.clone(), ..answer.ack.clone() };
+        let settled = Settled {
+            gateway_id: gateway_id.clone(),
+            revision: event.revision,
+            artifact_id: event.artifact_id.clone(),
+            state: ack.state(),
+            error_code: ack.failure.clone().unwrap_or_default(),
+            performed_at: ack.performed_at.unwrap_or(event.performed_at),
+            ack: ack.clone(),
+            event_key: event.event_key.clone(),
+        };
+        if let Some(reason) = &ack.failure {
+            self.failures.push(Failure {
+                gateway_id: gateway_id.clone(),
+                instance_id: String::new(),
+                revision: event.revision,
+                event_type: ack.event.name.to_owned(),
+                artifact_id: event.artifact_id.clone(),
+                deployment_id: ack.deployment_id.clone(),
+                reason: reason.clone(),
+                detail: String::new(),
+            });
+        }
+        self.settled.insert((gateway_id.clone(), event.revision), settled.clone());
+        self.settled_in_order.push(settled);
+    }
+}
+
+impl Settled {
+    /// What the web is told.
+    pub(crate) fn shown(&self) -> Deployment {
+        Deployment {
+            gateway_id: self.gateway_id.clone(),
+            artifact_id: self.artifact_id.clone(),
+            deployment_id: self.ack.deployment_id.clone(),
+            revision: self.revision,
+            state: self.state.name(),
+            reason: self.error_code.clone(),
+        }
+    }
+
+    /// The report for project-service, with its id.
+    pub(crate) fn report(&self, now: i64) -> (String, Vec<u8>) {
+        let Self { gateway_id, revision, state, .. } = self;
+        (format!("{gateway_id}:{revision}:{}", state.name()), self.ack.report(gateway_id, now))
     }
 }
 
@@ -259,71 +456,8 @@ fn report(
 /// A reason that is safe to keep and to show.
 fn reason_of(code: &str) -> String {
     let code: String = code.chars().filter(|c| !c.is_control()).take(128).collect();
-    if code.is_empty() { "GATEWAY_PROCESSING_ERROR".to_owned() } else { code }
+    if code.is_empty() { PROCESSING_ERROR.to_owned() } else { code }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::{Ack, Candidate, Received, State, Verdict};
-
-    fn received(status: &str, performed_at: &str) -> Received {
-        Received {
-            deployment_id: "0198f0c5-0000-7000-8000-000000000000".into(),
-            resource: "api".into(),
-            action: "deploy".into(),
-            status: status.into(),
-            performed_at: performed_at.into(),
-            error_code: String::new(),
-        }
-    }
-
-    fn candidate(revision: i64, state: State, performed_at: i64) -> Candidate {
-        Candidate { revision, state, performed_at, created_at: 0 }
-    }
-
-    fn ack(status: &str, performed_at: Option<i64>) -> Ack {
-        Ack { performed_at, ..Ack::read(&received(status, "")).unwrap() }
-    }
-
-    #[test]
-    fn only_what_makes_sense_is_read() {
-        assert!(Ack::read(&received("success", "2026-08-22T10:00:00.123Z")).is_some());
-        assert_eq!(
-            Ack::read(&received("failed", "")).unwrap().failure.as_deref(),
-            Some("GATEWAY_PROCESSING_ERROR")
-        );
-        assert!(Ack::read(&received("maybe", "")).is_none());
-        assert!(Ack::read(&received("success", "yesterday")).is_none());
-        assert!(Ack::read(&Received { deployment_id: "\0".into(), ..received("success", "") }).is_none());
-        assert!(Ack::read(&Received { action: "explode".into(), ..received("success", "") }).is_none());
-    }
-
-    #[test]
-    fn an_acknowledgement_finds_its_sending() {
-        let delivered = |at| candidate(1, State::Delivered, at);
-        assert_eq!(ack("success", Some(10)).judge(vec![]), Verdict::Unknown);
-        assert_eq!(ack("success", Some(10)).judge(vec![delivered(10)]), Verdict::Change(delivered(10)));
-        // Of an earlier sending of the same event: it counts.
-        assert_eq!(ack("success", Some(9)).judge(vec![delivered(10)]), Verdict::Change(delivered(10)));
-        assert_eq!(ack("success", Some(11)).judge(vec![delivered(10)]), Verdict::Ahead);
-        assert_eq!(ack("success", None).judge(vec![candidate(1, State::Pending, 10)]), Verdict::Ahead);
-        // The same deployment was undeployed twice: the second acknowledgement is the second event's.
-        let two = vec![delivered(10), candidate(2, State::Delivered, 20)];
-        assert_eq!(ack("success", Some(20)).judge(two), Verdict::Change(candidate(2, State::Delivered, 20)));
-        // The first failed and says so again: that is no answer to the second try.
-        let retried = || vec![candidate(1, State::Failed, 10), delivered(20)];
-        assert_eq!(ack("failed", Some(10)).judge(retried()), Verdict::Known(None));
-        assert_eq!(ack("failed", Some(9)).judge(retried()), Verdict::Known(None));
-        assert_eq!(ack("success", None).judge(retried()), Verdict::Change(candidate(1, State::Failed, 10)));
-    }
-
-    #[test]
-    fn a_late_success_counts_and_a_late_failure_does_not() {
-        let failed = candidate(1, State::Failed, 10);
-        assert_eq!(ack("success", Some(10)).judge(vec![failed.clone()]), Verdict::Change(failed.clone()));
-        assert_eq!(ack("failed", Some(10)).judge(vec![failed]), Verdict::Known(None));
-        let acked = || vec![candidate(1, State::Acked, 10)];
-        assert_eq!(ack("failed", Some(10)).judge(acked()), Verdict::Known(None));
-        assert_eq!(ack("success", Some(10)).judge(acked()), Verdict::Known(Some(1)));
-    }
-}
+mod tests;

@@ -12,7 +12,11 @@ use service_kit::{Error, Result, field::Checks, id::is_id};
 use sha2::{Digest as _, Sha256};
 
 use crate::{
-    domain::{archive, tokens::Bearer},
+    domain::{
+        archive,
+        imports::{Handed, Imported},
+        tokens::Bearer,
+    },
     store::EventStore,
 };
 
@@ -55,6 +59,17 @@ pub(crate) trait DesiredState: fmt::Debug + Send + Sync + 'static {
     async fn artifact(&self, gateway_id: &str, api_id: &str) -> Result<Option<Artifact>>;
     /// Which of the APIs exist in an organization.
     async fn existing(&self, organization_id: &str, api_ids: Vec<String>) -> Result<Vec<String>>;
+    /// Hands over what a gateway ran already; what became of each.
+    async fn import(&self, bearer: &Bearer, artifacts: Vec<Handed>) -> Result<Imported>;
+}
+
+/// How one artifact is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// A zip with the YAML document.
+    Zip,
+    /// The YAML document.
+    Yaml,
 }
 
 /// Answers gateways.
@@ -89,12 +104,29 @@ impl Artifacts {
         packed(move || archive::tar_gz(&artifacts)).await
     }
 
-    /// The newest artifact of an API as zip; NOT_FOUND when it is not deployed to this gateway.
-    pub(crate) async fn api(&self, bearer: &Bearer, api_id: &str) -> Result<Vec<u8>> {
+    /// The newest artifact of an API; NOT_FOUND when it is not deployed to this gateway.
+    pub(crate) async fn api(&self, bearer: &Bearer, api_id: &str, form: Form) -> Result<Vec<u8>> {
         let found =
             if is_id(api_id) { self.desired.artifact(&bearer.gateway_id, api_id).await? } else { None };
         let artifact = found.ok_or_else(|| Error::not_found("API on this gateway"))?;
-        packed(move || archive::zip(&artifact)).await
+        match form {
+            Form::Zip => packed(move || archive::zip(&artifact)).await,
+            Form::Yaml => Ok(artifact.yaml),
+        }
+    }
+
+    /// Whether the gateway has ever had an API. NOT_FOUND when its organization has none of this id,
+    /// PERMISSION_DENIED when it has and the gateway has not.
+    pub(crate) async fn associated(&self, bearer: &Bearer, api_id: &str) -> Result<()> {
+        let ids = if is_id(api_id) { vec![api_id.to_owned()] } else { Vec::new() };
+        if ids.is_empty() || self.desired.existing(&bearer.organization_id, ids).await?.is_empty() {
+            return Err(Error::not_found("API"));
+        }
+        let desired = self.desired.desired(&bearer.gateway_id).await?;
+        if desired.iter().any(|desired| desired.api_id == api_id) {
+            return Ok(());
+        }
+        Err(Error::permission_denied("the API is not associated with this gateway"))
     }
 
     /// Which of up to 1,000 artifacts exist, in the order of the question.

@@ -117,17 +117,21 @@ impl Gateways {
         organization_id: &str,
         page: Page,
     ) -> Result<(Vec<Gateway>, i64)> {
-        let organizations = if organization_id.is_empty() {
-            self.access.organizations(caller, "gateways:read").await?
-        } else {
-            Checks::new().id("organizationId", organization_id).done()?;
-            self.access.require(caller, organization_id, "gateways:read", "organization").await?;
-            vec![organization_id.to_owned()]
-        };
+        let organizations = self.visible(caller, organization_id).await?;
         if organizations.is_empty() {
             return Ok((Vec::new(), 0));
         }
         self.store.list(&organizations, page).await
+    }
+
+    /// The organizations whose gateways the caller may see: all of them, or the one that is asked for.
+    pub(crate) async fn visible(&self, caller: &AuthContext, organization_id: &str) -> Result<Vec<String>> {
+        if organization_id.is_empty() {
+            return self.access.organizations(caller, "gateways:read").await;
+        }
+        Checks::new().id("organizationId", organization_id).done()?;
+        self.access.require(caller, organization_id, "gateways:read", "organization").await?;
+        Ok(vec![organization_id.to_owned()])
     }
 
     /// The gateway, if the caller holds the permission in its organization; NOT_FOUND otherwise, or
@@ -161,6 +165,7 @@ impl Gateways {
         }
         self.reports.now();
         self.hub.gateway_deleted(id);
+        self.hub.announce(id).await;
         tracing::info!(gateway = id, "gateway deleted");
         Ok(())
     }

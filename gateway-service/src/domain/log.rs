@@ -10,7 +10,11 @@ use service_kit::{
     id::is_id,
 };
 
-use crate::{events, store::EventStore};
+use super::acks::State;
+use crate::{
+    events::{self, Effect},
+    store::EventStore,
+};
 
 /// The most events of one append.
 const MAX_BATCH: usize = 500;
@@ -28,10 +32,14 @@ pub(crate) struct NewEvent {
     pub(crate) payload_json: String,
     pub(crate) artifact_id: String,
     pub(crate) deployment_id: String,
+    /// What it is about: events of one key are performed in order. Empty for what stands for itself.
+    pub(crate) event_key: String,
+    /// Who caused it.
+    pub(crate) user_id: String,
 }
 
-/// An event of the log that a gateway has not acknowledged.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// An event of the log.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct LogEvent {
     /// The position in the gateway's log.
     pub(crate) revision: i64,
@@ -39,9 +47,46 @@ pub(crate) struct LogEvent {
     pub(crate) payload_json: String,
     pub(crate) artifact_id: String,
     pub(crate) deployment_id: String,
+    pub(crate) event_key: String,
+    pub(crate) user_id: String,
 }
 
-/// An event that is about to be sent: the log knows of it already.
+/// What to send to a gateway next, to those of its connections that share what they know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Delivery {
+    pub(crate) gateway_id: String,
+    pub(crate) pick: Pick,
+}
+
+/// Which events of a log are to be sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Pick {
+    /// The next after a revision that are not acknowledged and still needed: at most so many, and none after those
+    /// whose payloads have so many bytes together.
+    After { revision: i64, most: usize, bytes: usize },
+    /// These, should nobody have acknowledged them, and what of their keys was sent later.
+    Again(Vec<i64>),
+}
+
+/// What is to be sent: the log knows of it already.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Taken {
+    pub(crate) events: Vec<Stamped>,
+    /// Up to here nothing else is to be sent; 0 when there was nothing.
+    pub(crate) last: i64,
+    /// Whether there may be more after it; also when there was too much for all gateways to come first.
+    pub(crate) more: bool,
+}
+
+/// An event of the log with the time of its newest sending.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Stamped {
+    pub(crate) event: LogEvent,
+    /// Unix milliseconds; later than that of any earlier sending about the artifact.
+    pub(crate) performed_at: i64,
+}
+
+/// An event that is about to be sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Sending {
     pub(crate) event: LogEvent,
@@ -58,6 +103,57 @@ pub(crate) struct Appended {
     pub(crate) unknown: Vec<String>,
     /// Gateways whose log has grown.
     pub(crate) grown: Vec<String>,
+    /// Events whose gateway has no connection to any instance: gateway, revision, type.
+    pub(crate) waiting: Vec<(String, i64, String)>,
+}
+
+/// What a request for repetition asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Requeue<'a> {
+    pub(crate) gateway_id: &'a str,
+    /// Only this artifact.
+    pub(crate) artifact_id: Option<&'a str>,
+    /// Also what was acknowledged, unless it is a removal.
+    pub(crate) full: bool,
+}
+
+/// What decides whether an event is still needed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Brief {
+    pub(crate) revision: i64,
+    pub(crate) event_type: String,
+    pub(crate) deployment_id: String,
+}
+
+impl Brief {
+    fn names(&self) -> (&str, &str) {
+        (&self.event_type, &self.deployment_id)
+    }
+}
+
+/// The revisions that are needless among events of one key, newest first.
+pub(crate) fn needless<'a>(newest_first: impl IntoIterator<Item = &'a Brief>) -> Vec<i64> {
+    let (mut needed, mut needless) = (Vec::<&Brief>::new(), Vec::new());
+    for brief in newest_first {
+        let supersedes = |newer: &&Brief| events::makes_needless(newer.names(), brief.names());
+        if needed.iter().any(supersedes) {
+            needless.push(brief.revision);
+        } else {
+            needed.push(brief);
+        }
+    }
+    needless
+}
+
+/// The next `performedAt` after `last`: strictly later, whatever the clock says.
+pub(crate) fn next_performed(last: Option<i64>, now: i64) -> i64 {
+    last.map_or(now, |last| now.max(last + 1))
+}
+
+/// Whether an operator's request for repetition brings an event back that no newer one makes needless.
+pub(crate) fn comes_again(state: State, event_type: &str, full: bool) -> bool {
+    matches!(state, State::Pending | State::Delivered | State::Failed)
+        || (full && !Effect::of(event_type).takes_away())
 }
 
 /// Appends to the logs.
@@ -76,13 +172,20 @@ impl Log {
         if !appended.unknown.is_empty() {
             tracing::warn!(events = ?appended.unknown, "events of unknown gateways dropped");
         }
-        for gateway in appended.grown {
-            let hint = Message { subject: format!("{SUBJECT}{gateway}"), payload: Bytes::new() };
-            if let Err(error) = self.bus.publish(hint).await {
-                tracing::warn!(gateway, %error, "hint not published: the next look at the log finds it");
-            }
+        for (gateway, revision, event) in &appended.waiting {
+            metrics::counter!("tollgate_gateway_deliveries_total", "outcome" => "offline").increment(1);
+            tracing::warn!(gateway, revision, event, "gateway not connected: the event waits in its log");
         }
+        self.announce(&appended.grown).await;
         Ok(appended.unknown)
+    }
+
+    /// Tells every instance that these logs have grown.
+    async fn announce(&self, grown: &[String]) {
+        let hint = |gateway| Message { subject: format!("{SUBJECT}{gateway}"), payload: Bytes::new() };
+        if let Err(error) = self.bus.publish_all(grown.iter().map(hint).collect()).await {
+            tracing::warn!(%error, "hints not published: the next look at the logs finds what is new");
+        }
     }
 }
 
@@ -98,37 +201,34 @@ fn checked(events: Vec<NewEvent>) -> Result<Vec<NewEvent>> {
         for (name, value) in [("artifactId", &event.artifact_id), ("deploymentId", &event.deployment_id)] {
             checks.length(&field(name), value, 0, 64).printable(&field(name), value, false);
         }
-        match events::find(&event.event_type) {
-            None => {
-                let name: String = event.event_type.chars().take(64).collect();
-                checks.that(false, &field("type"), &format!("is not a known event type: {name:?}"));
-            }
-            Some(known) if known.answer.is_some() => {
-                checks.that(is_id(&event.deployment_id), &field("deploymentId"), "is required");
-            }
-            Some(_) => {}
+        let Some(known) = events::find(&event.event_type) else {
+            let name: String = event.event_type.chars().take(64).collect();
+            checks.that(false, &field("type"), &format!("is not a known event type: {name:?}"));
+            continue;
+        };
+        if known.answer.is_some() {
+            checks.that(is_id(&event.deployment_id), &field("deploymentId"), "is required");
         }
-        match normalized(&event.payload_json) {
-            Some(payload) => event.payload_json = payload,
-            None => drop(checks.that(false, &field("payloadJson"), "must be a JSON object of at most 1 MiB")),
+        if !known.says_user {
+            event.user_id.clear();
+        }
+        match known.check(&event.payload_json) {
+            Ok(payload) => {
+                event.payload_json = payload.payload_json;
+                if event.event_key.is_empty() {
+                    event.event_key = payload.key;
+                }
+            }
+            Err(errors) => {
+                for (path, rule) in errors.within(&field("payloadJson")) {
+                    checks.that(false, &path, rule);
+                }
+            }
         }
         normal.push(event);
     }
     checks.done()?;
     Ok(normal)
-}
-
-/// The payload in the form that is stored: as it came, without white space around it and without
-/// `performedAt`.
-fn normalized(payload: &str) -> Option<String> {
-    if payload.len() > events::MAX_PAYLOAD {
-        return None;
-    }
-    let mut object: serde_json::Map<String, serde_json::Value> = serde_json::from_str(payload).ok()?;
-    match object.remove("performedAt") {
-        None => Some(payload.trim().to_owned()),
-        Some(_) => serde_json::to_string(&object).ok(),
-    }
 }
 
 impl Sending {
@@ -149,23 +249,25 @@ impl Sending {
 
 #[cfg(test)]
 mod tests {
-    use super::{LogEvent, NewEvent, Sending, checked, normalized};
+    use super::{LogEvent, NewEvent, Sending, checked};
 
     fn event() -> NewEvent {
         NewEvent {
             id: "e1".into(),
             gateway_id: "g1".into(),
             event_type: "api.deployed".into(),
-            payload_json: " {\"apiId\": \"a\", \"performedAt\": 1} ".into(),
+            payload_json: " {\"apiId\": \"a\", \"deploymentId\": \"d\", \"performedAt\": 1} ".into(),
             artifact_id: "a".into(),
             deployment_id: "0198f0c5-0000-7000-8000-000000000000".into(),
+            event_key: String::new(),
+            user_id: String::new(),
         }
     }
 
     #[test]
     fn payloads_are_stored_without_performed_at_and_sent_with_it() {
         let stored = checked(vec![event()]).unwrap().remove(0);
-        assert_eq!(stored.payload_json, r#"{"apiId":"a"}"#);
+        assert_eq!(stored.payload_json, r#"{"apiId":"a","deploymentId":"d"}"#);
         let sending = |event_type: &str, payload: &str| Sending {
             event: LogEvent {
                 revision: 1,
@@ -173,13 +275,15 @@ mod tests {
                 payload_json: payload.into(),
                 artifact_id: String::new(),
                 deployment_id: String::new(),
+                event_key: String::new(),
+                user_id: String::new(),
             },
             performed_at: 1_766_000_000_007,
             correlation_id: String::new(),
         };
         assert_eq!(
             sending("api.deployed", &stored.payload_json).payload().unwrap(),
-            r#"{"apiId":"a","performedAt":"2025-12-17T19:33:20.007Z"}"#
+            r#"{"apiId":"a","deploymentId":"d","performedAt":"2025-12-17T19:33:20.007Z"}"#
         );
         assert_eq!(
             sending("api.deployed", "{ }").payload().unwrap(),
@@ -192,12 +296,19 @@ mod tests {
     fn what_is_wrong_with_an_event_is_named() {
         let mut bad = event();
         bad.event_type = "api.renamed".into();
-        bad.payload_json = "[]".into();
-        let error = checked(vec![event(), bad]).unwrap_err();
+        let broken = NewEvent { payload_json: "{}".into(), deployment_id: String::new(), ..event() };
+        let error = checked(vec![event(), bad, broken]).unwrap_err();
         let fields: Vec<&str> = error.violations().iter().map(|v| v.field.as_str()).collect();
-        assert_eq!(fields, ["events[1].type", "events[1].payloadJson"]);
+        assert_eq!(
+            fields,
+            [
+                "events[1].type",
+                "events[2].deploymentId",
+                "events[2].payloadJson.apiId",
+                "events[2].payloadJson.deploymentId"
+            ]
+        );
         assert!(error.message().contains("api.renamed"));
         assert!(checked(vec![event(); 501]).is_err());
-        assert!(normalized(&format!("{{\"a\":\"{}\"}}", "x".repeat(1024 * 1024))).is_none());
     }
 }

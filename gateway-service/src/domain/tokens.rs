@@ -103,6 +103,7 @@ impl Tokens {
             return Err(Error::not_found("token"));
         }
         self.hub.token_revoked(token_id);
+        self.hub.announce(gateway_id).await;
         tracing::info!(gateway = gateway_id, token = token_id, "gateway token revoked");
         Ok(())
     }

@@ -28,10 +28,12 @@ impl DeliveryService for DeliveryApi {
     ) -> Result<Response<pb::ResolveGatewaysResponse>, Status> {
         let asked = request.into_inner();
         let gateways = self.gateways.resolve(&asked.organization_id, &asked.gateway_ids).await?;
+        let ids: Vec<String> = gateways.iter().map(|gateway| gateway.id.clone()).collect();
+        let connected = self.hub.connected(&ids).await?;
         let gateways = gateways
             .into_iter()
             .map(|gateway| pb::ResolvedGateway {
-                connected: self.hub.is_connected(&gateway.id),
+                connected: connected.contains(&gateway.id),
                 id: gateway.id,
                 name: gateway.name,
                 vhost: gateway.details.vhost,
@@ -59,5 +61,7 @@ fn new_event(event: pb::NewEvent) -> NewEvent {
         payload_json: event.payload_json,
         artifact_id: event.artifact_id,
         deployment_id: event.deployment_id,
+        event_key: String::new(),
+        user_id: event.user_id,
     }
 }

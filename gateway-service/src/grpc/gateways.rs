@@ -27,22 +27,32 @@ pub(crate) struct GatewayApi {
 }
 
 impl GatewayApi {
-    fn gateway(&self, gateway: Gateway) -> pb::Gateway {
-        pb::Gateway {
-            is_active: self.hub.is_connected(&gateway.id),
-            id: gateway.id,
-            organization_id: gateway.organization_id,
-            name: gateway.name,
-            display_name: gateway.details.display_name,
-            description: gateway.details.description,
-            vhost: gateway.details.vhost,
-            endpoints: gateway.details.endpoints,
-            functionality_type: gateway.functionality.name().to_owned(),
-            is_critical: gateway.details.is_critical,
-            version: gateway.version,
-            created_at: time(gateway.created_at),
-            updated_at: time(gateway.updated_at),
-        }
+    async fn gateway(&self, gateway: Gateway) -> Result<pb::Gateway, Status> {
+        Ok(self.gateways_of(vec![gateway]).await?.remove(0))
+    }
+
+    async fn gateways_of(&self, gateways: Vec<Gateway>) -> Result<Vec<pb::Gateway>, Status> {
+        let ids: Vec<String> = gateways.iter().map(|gateway| gateway.id.clone()).collect();
+        let connected = self.hub.connected(&ids).await?;
+        Ok(gateways.into_iter().map(|gateway| shown(connected.contains(&gateway.id), gateway)).collect())
+    }
+}
+
+fn shown(is_active: bool, gateway: Gateway) -> pb::Gateway {
+    pb::Gateway {
+        is_active,
+        id: gateway.id,
+        organization_id: gateway.organization_id,
+        name: gateway.name,
+        display_name: gateway.details.display_name,
+        description: gateway.details.description,
+        vhost: gateway.details.vhost,
+        endpoints: gateway.details.endpoints,
+        functionality_type: gateway.functionality.name().to_owned(),
+        is_critical: gateway.details.is_critical,
+        version: gateway.version,
+        created_at: time(gateway.created_at),
+        updated_at: time(gateway.updated_at),
     }
 }
 
@@ -77,7 +87,7 @@ impl GatewayService for GatewayApi {
             },
         };
         let gateway = self.gateways.register(&caller, registration).await?;
-        Ok(Response::new(self.gateway(gateway)))
+        Ok(Response::new(self.gateway(gateway).await?))
     }
 
     async fn list_gateways(
@@ -90,7 +100,7 @@ impl GatewayService for GatewayApi {
         let (gateways, total) = self.gateways.list(&caller, &asked.organization_id, page).await?;
         Ok(Response::new(pb::ListGatewaysResponse {
             count: count(gateways.len()),
-            list: gateways.into_iter().map(|gateway| self.gateway(gateway)).collect(),
+            list: self.gateways_of(gateways).await?,
             pagination: Some(page.pagination(total)),
         }))
     }
@@ -102,7 +112,7 @@ impl GatewayService for GatewayApi {
         let caller = AuthContext::of(&request)?;
         let gateway =
             self.gateways.permitted(&caller, &request.get_ref().gateway_id, "gateways:read").await?;
-        Ok(Response::new(self.gateway(gateway)))
+        Ok(Response::new(self.gateway(gateway).await?))
     }
 
     async fn update_gateway(
@@ -119,7 +129,7 @@ impl GatewayService for GatewayApi {
             is_critical: asked.is_critical,
         };
         let gateway = self.gateways.update(&caller, &asked.gateway_id, details).await?;
-        Ok(Response::new(self.gateway(gateway)))
+        Ok(Response::new(self.gateway(gateway).await?))
     }
 
     async fn delete_gateway(

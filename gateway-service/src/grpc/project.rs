@@ -2,9 +2,12 @@
 
 use async_trait::async_trait;
 use prost::Message as _;
-use proto::project::{
-    self as pb, access_service_client::AccessServiceClient, check_response,
-    desired_state_service_client::DesiredStateServiceClient,
+use proto::{
+    project::{
+        self as pb, access_service_client::AccessServiceClient, check_response,
+        desired_state_service_client::DesiredStateServiceClient,
+    },
+    time::Timestamp,
 };
 use service_kit::{
     Error, Result,
@@ -13,9 +16,15 @@ use service_kit::{
 };
 use tonic::Status;
 
-use crate::domain::{
-    access::{AccessSource, Decision},
-    artifacts::{Artifact, Desired, DesiredState, unix_ms},
+use crate::{
+    domain::{
+        access::{AccessSource, Decision},
+        artifacts::{Artifact, Desired, DesiredState, unix_ms},
+        imports::{Adopted, Handed, Imported, Taken},
+        reconcile::{Wanted, WantedState},
+        tokens::Bearer,
+    },
+    events,
 };
 
 /// Artifacts come in one message.
@@ -83,7 +92,7 @@ impl AccessSource for ProjectClient {
 #[async_trait]
 impl DesiredState for ProjectClient {
     async fn desired(&self, gateway_id: &str) -> Result<Vec<Desired>> {
-        let request = pb::ListDesiredRequest { gateway_id: gateway_id.to_owned() };
+        let request = pb::ListDesiredRequest { gateway_id: gateway_id.to_owned(), ..Default::default() };
         let answer = self.desired.clone().list_desired(request).await.map_err(unavailable)?;
         let desired = |desired: pb::DesiredDeployment| Desired {
             api_id: desired.api_id,
@@ -113,6 +122,55 @@ impl DesiredState for ProjectClient {
         let request = pb::ApisExistRequest { organization_id: organization_id.to_owned(), api_ids };
         let answer = self.desired.clone().apis_exist(request).await.map_err(unavailable)?;
         Ok(answer.into_inner().api_ids)
+    }
+
+    async fn import(&self, bearer: &Bearer, artifacts: Vec<Handed>) -> Result<Imported> {
+        let artifact = |handed: Handed| pb::ImportedArtifact {
+            dpid: handed.dpid,
+            configuration_json: handed.configuration,
+            deployed: handed.deployed,
+            deployed_at: Some(Timestamp::from_unix_ms(handed.deployed_at)),
+        };
+        let request = pb::ImportArtifactsRequest {
+            organization_id: bearer.organization_id.clone(),
+            gateway_id: bearer.gateway_id.clone(),
+            artifacts: artifacts.into_iter().map(artifact).collect(),
+        };
+        let answer = self.desired.clone().import_artifacts(request).await.map_err(unavailable)?;
+        Ok(answer.into_inner().artifacts.into_iter().map(taken).collect())
+    }
+}
+
+fn taken(import: pb::ArtifactImport) -> (String, Result<Taken, String>) {
+    if import.api_id.is_empty() || !import.error.is_empty() {
+        return (import.dpid, Err(import.error));
+    }
+    let event = Adopted {
+        artifact_id: import.api_id.clone(),
+        deployment_id: import.deployment_id,
+        deployed: import.event_type == events::API_DEPLOYED,
+        event_type: import.event_type,
+        payload_json: import.payload_json,
+        performed_at: unix_ms(import.performed_at),
+    };
+    let (created_at, updated_at) = (unix_ms(import.created_at), unix_ms(import.updated_at));
+    (import.dpid, Ok(Taken { api_id: import.api_id, event, created_at, updated_at }))
+}
+
+#[async_trait]
+impl WantedState for ProjectClient {
+    async fn wanted(&self, gateway_id: &str, vhost: &str) -> Result<Vec<Wanted>> {
+        let request = pb::ListDesiredRequest { gateway_id: gateway_id.to_owned(), vhost: vhost.to_owned() };
+        let answer = self.desired.clone().list_desired(request).await.map_err(unavailable)?;
+        let wanted = |desired: pb::DesiredDeployment| Wanted {
+            artifact_id: desired.api_id,
+            deployment_id: desired.deployment_id,
+            event_id: desired.event_id,
+            event_type: desired.event_type,
+            payload_json: desired.payload_json,
+            on_its_way: desired.on_its_way,
+        };
+        Ok(answer.into_inner().deployments.into_iter().map(wanted).collect())
     }
 }
 

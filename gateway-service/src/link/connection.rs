@@ -1,9 +1,8 @@
 //! One connection of one gateway: hello, then frames both ways until either side ends it.
 
 use std::{
-    collections::VecDeque,
     fmt::Display,
-    pin::pin,
+    pin::{Pin, pin},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicI64, Ordering},
@@ -11,33 +10,49 @@ use std::{
     time::Duration,
 };
 
-use futures_util::{Stream, StreamExt as _};
+use futures_util::{Stream, StreamExt as _, stream::Peekable};
 use proto::{
     gateway::{
-        self, Connected, GatewayFrame, Hello, PlatformFrame, gateway_frame::Frame as From,
+        self, Connected, GatewayFrame, PlatformFrame, gateway_frame::Frame as From,
         platform_frame::Frame as To,
     },
     time::Timestamp,
 };
-use service_kit::{Error, Kind};
-use tokio::{
-    sync::{mpsc, watch},
-    time::Instant,
-};
+use service_kit::Error;
+use tokio::sync::{Notify, watch};
 
 use super::{
+    admission::{self, Side},
+    answering,
+    answers::Answers,
     heartbeat::{Beat, Heartbeat},
-    hub::Hub,
-    outbound::{Backlog, Outgoing},
+    hub::{Hub, REPLACED},
+    outbound::{Offered, Queue, framed},
+    resume::Resume,
+    unanswered::Unanswered,
 };
-use crate::domain::{acks::Received, tokens::Bearer};
+use crate::domain::{
+    acks::Received,
+    connections::{Connection, Note},
+    instances::Author,
+    tokens::Bearer,
+};
+
+/// The transport whose gateways answer by calls of their own.
+const DETACHED: &str = "sse";
 
 /// How long the last frame may take to find room in the queue of a slow peer.
 const FAREWELL: Duration = Duration::from_secs(1);
 
+/// The end of a connection whose gateway instance has a newer one.
+pub(super) const REPLACED_REASON: &str = "replaced by a newer connection";
+
 /// How long to wait before an acknowledgement is recorded again, should the database be busy.
-const RETRIES: [Duration; 3] =
+pub(super) const RETRIES: [Duration; 3] =
     [Duration::from_millis(50), Duration::from_millis(250), Duration::from_millis(1_000)];
+
+/// The frames of a peer.
+pub(super) type Inbound<'a, S> = Pin<&'a mut Peekable<S>>;
 
 /// Why the platform ends a connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,51 +68,84 @@ pub(super) struct Farewell {
 pub(super) struct Link {
     pub(super) id: String,
     pub(super) bearer: Bearer,
-    pub(super) backlog: Arc<Backlog>,
-    queue: mpsc::Sender<Outgoing>,
+    /// Empty for those that share what they know.
+    pub(super) instance_id: String,
+    /// Only of those that answer every event.
+    pub(super) answers: Option<Answers>,
+    /// Only of those that keep what they have applied.
+    pub(super) resume: Option<Resume>,
+    /// Of the events on it that nothing answers.
+    pub(super) unanswered: Unanswered,
+    /// Whether its signs of life may arrive at another instance of this service.
+    pub(super) is_detached: bool,
+    epoch: i64,
+    queue: Queue,
     cursor: AtomicI64,
-    unanswered: Mutex<VecDeque<(i64, Instant)>>,
+    applied: AtomicI64,
+    heard_at: AtomicI64,
+    life: Notify,
     closing: Mutex<bool>,
     farewell: watch::Sender<Option<Farewell>>,
 }
 
-/// What became of a frame.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Offered {
-    /// It is in the queue.
-    Queued,
-    /// The queue is full.
-    Full,
-    /// The peer is gone.
-    Gone,
-}
-
 impl Link {
     /// A connection that nothing was sent on.
-    pub(super) fn new(
-        id: String,
-        bearer: Bearer,
-        queue: mpsc::Sender<Outgoing>,
-        backlog: Arc<Backlog>,
-    ) -> Self {
-        let farewell = watch::channel(None).0;
-        let (cursor, closing) = (AtomicI64::new(0), Mutex::new(false));
-        Self { id, bearer, backlog, queue, cursor, unanswered: Mutex::default(), closing, farewell }
+    fn new((record, epoch): (Connection, i64), bearer: Bearer, side: Side, queue: Queue) -> Self {
+        Self {
+            id: record.id,
+            bearer,
+            instance_id: record.instance_id,
+            answers: side.answers,
+            resume: side.resume,
+            unanswered: Unanswered::default(),
+            is_detached: record.transport == DETACHED,
+            epoch,
+            queue,
+            cursor: AtomicI64::new(side.cursor),
+            applied: AtomicI64::new(record.applied_revision),
+            heard_at: AtomicI64::new(record.heard_at),
+            life: Notify::new(),
+            closing: Mutex::new(false),
+            farewell: watch::channel(None).0,
+        }
     }
 
-    /// An event was queued that the peer does not acknowledge.
-    pub(super) fn note_unanswered(&self, revision: i64) {
-        self.unanswered().push_back((revision, Instant::now()));
+    /// Whose answers come on it.
+    pub(super) fn author(&self) -> Author<'_> {
+        let instance_id = self.resume.as_ref().map_or("", |resume| &resume.instance_id);
+        Author { gateway_id: &self.bearer.gateway_id, instance_id, connection_id: &self.id }
     }
 
-    /// Those of these events that were queued before the peer was last heard of for certain.
-    fn outlived(&self, silence: Duration) -> Vec<i64> {
-        let is_old = |(_, queued): &&(i64, Instant)| queued.elapsed() >= silence;
-        self.unanswered().iter().take_while(is_old).map(|(revision, _)| *revision).collect()
+    /// Of the connections of one gateway instance only the newest stays.
+    pub(super) fn yield_to_newest(&self, others: &[Arc<Self>]) {
+        let same = |other: &&Arc<Self>| !self.instance_id.is_empty() && other.instance_id == self.instance_id;
+        for other in others.iter().filter(same) {
+            let older = if other.epoch < self.epoch { other } else { self };
+            older.close(REPLACED, REPLACED_REASON);
+        }
     }
 
-    fn unanswered(&self) -> MutexGuard<'_, VecDeque<(i64, Instant)>> {
-        self.unanswered.lock().unwrap_or_else(PoisonError::into_inner)
+    /// It has done everything up to this revision.
+    pub(super) fn has_applied(&self, revision: i64) {
+        self.applied.store(revision, Ordering::SeqCst);
+    }
+
+    /// The peer gave a sign of life, by whatever way.
+    pub(super) fn heard(&self, now: i64) {
+        // It grows whatever the clock says: a sign of life is a change.
+        let later = |before: i64| Some(now.max(before.saturating_add(1)));
+        let _ = self.heard_at.fetch_update(Ordering::SeqCst, Ordering::SeqCst, later);
+        self.life.notify_one();
+    }
+
+    /// How far it is.
+    pub(super) fn progress(&self) -> Note {
+        Note {
+            connection_id: self.id.clone(),
+            heard_at: self.heard_at.load(Ordering::SeqCst),
+            sent_revision: self.cursor(),
+            applied_revision: self.applied.load(Ordering::SeqCst),
+        }
     }
 
     /// The newest revision that was sent on this connection.
@@ -115,23 +163,26 @@ impl Link {
         self.queue.capacity()
     }
 
+    /// How many bytes may be queued now.
+    pub(super) fn room(&self) -> usize {
+        self.queue.room()
+    }
+
+    /// The queue was full: whoever wants to send is to be told when it is not.
+    pub(super) fn set_stuck(&self) {
+        self.queue.set_stuck();
+    }
+
     /// Whether nothing can be sent any more.
     pub(super) fn is_gone(&self) -> bool {
         self.queue.is_closed() || *self.closing()
     }
 
     /// Queues a frame without waiting.
-    pub(super) fn offer(&self, frame: To) -> Offered {
+    pub(super) fn offer(&self, frame: &Arc<PlatformFrame>) -> Offered {
         // Held while the frame is queued: nothing comes after the last frame.
         let closing = self.closing();
-        if *closing {
-            return Offered::Gone;
-        }
-        match self.queue.try_send(Ok(PlatformFrame { frame: Some(frame) })) {
-            Ok(()) => Offered::Queued,
-            Err(mpsc::error::TrySendError::Full(_)) => Offered::Full,
-            Err(mpsc::error::TrySendError::Closed(_)) => Offered::Gone,
-        }
+        if *closing { Offered::Gone } else { self.queue.offer(frame) }
     }
 
     /// Asks the connection to end. The first reason counts.
@@ -151,70 +202,59 @@ impl Link {
 }
 
 /// Runs a connection from its hello to its end.
-pub(super) async fn run<S, E>(
-    hub: Hub,
-    bearer: Bearer,
-    inbound: S,
-    queue: mpsc::Sender<Outgoing>,
-    backlog: Arc<Backlog>,
-) where
+pub(super) async fn run<S, E>(hub: Hub, bearer: Bearer, inbound: S, queue: Queue)
+where
     S: Stream<Item = Result<GatewayFrame, E>> + Send,
     E: Display,
 {
-    let mut inbound = pin!(inbound);
-    let hello = match hello(&hub, &mut inbound).await {
-        Ok(hello) => hello,
+    let mut inbound = pin!(inbound.peekable());
+    // What is over soon is boxed: a connection keeps the room of its largest step as long as it lasts.
+    let (hello, peer) = match Box::pin(admission::hello(&hub, &mut inbound)).await {
+        Ok(peer) => peer,
         Err(error) => {
-            tracing::warn!(gateway = bearer.gateway_id, %error, "connection without a hello");
-            let _ = queue.try_send(Err(error));
-            return;
+            tracing::warn!(gateway = bearer.gateway_id, %error, "connection without a good hello");
+            return queue.end(Err(error)).await;
         }
     };
-    let link = Arc::new(Link::new(hub.ids().next(), bearer, queue, backlog));
+    let now = hub.clock().now_ms();
+    let record = admission::record(&hub, &bearer, &hello, &peer, now);
+    let (side, epoch, head) = match Box::pin(admission::admit(&hub, &record, &peer)).await {
+        Ok(admitted) => admitted,
+        Err(error) => {
+            tracing::warn!(gateway = bearer.gateway_id, %error, "connection refused");
+            return queue.end(Err(error)).await;
+        }
+    };
+    let (remote, transport) = (record.remote_address.clone(), record.transport.clone());
+    let link = Arc::new(Link::new((record, epoch), bearer, side, queue));
     let connected = Connected {
         gateway_id: link.bearer.gateway_id.clone(),
         connection_id: link.id.clone(),
-        timestamp: Some(Timestamp::from_unix_ms(hub.clock().now_ms())),
+        timestamp: Some(Timestamp::from_unix_ms(now)),
+        epoch: u64::try_from(epoch).unwrap_or(0),
+        head_revision: u64::try_from(head).unwrap_or(0),
     };
     let joined = hub.join(link.clone(), connected);
     tracing::info!(
         gateway = link.bearer.gateway_id,
         connection = link.id,
-        remote = shown(&hello.remote_address),
-        instance = shown(&hello.instance_id),
-        version = shown(&hello.version),
+        instance = link.instance_id,
+        remote,
+        transport,
+        version = peer.version,
+        applied = peer.applied(),
         "gateway connected"
     );
     let reason = pump(&hub, &link, &mut inbound).await;
     drop(joined);
+    hub.forget(&link).await;
     tracing::info!(gateway = link.bearer.gateway_id, connection = link.id, reason, "gateway disconnected");
 }
 
-/// The first frame.
-async fn hello<S, E>(hub: &Hub, inbound: &mut S) -> Result<Hello, Error>
-where
-    S: Stream<Item = Result<GatewayFrame, E>> + Unpin,
-    E: Display,
-{
-    let first = tokio::select! {
-        first = tokio::time::timeout(hub.config().hello(), inbound.next()) => first,
-        () = hub.stopping() => return Err(Hub::draining()),
-    };
-    match first {
-        Ok(Some(Ok(GatewayFrame { frame: Some(From::Hello(hello)) }))) => Ok(hello),
-        Ok(Some(Ok(_))) => Err(Error::field("hello", "must be the first frame")),
-        Ok(Some(Err(error))) => {
-            Err(Error::new(Kind::Cancelled, "STREAM_BROKEN", "the stream broke").caused_by(broken(&error)))
-        }
-        Ok(None) => Err(Error::field("hello", "is required")),
-        Err(_) => Err(Error::new(Kind::DeadlineExceeded, "NO_HELLO", "the first frame did not come in time")),
-    }
-}
-
 /// Frames both ways. Returns why it ended.
-async fn pump<S, E>(hub: &Hub, link: &Arc<Link>, inbound: &mut S) -> String
+async fn pump<S, E>(hub: &Hub, link: &Arc<Link>, inbound: &mut Inbound<'_, S>) -> String
 where
-    S: Stream<Item = Result<GatewayFrame, E>> + Unpin,
+    S: Stream<Item = Result<GatewayFrame, E>>,
     E: Display,
 {
     let config = hub.config();
@@ -229,22 +269,25 @@ where
                 None => return "closed by the peer".to_owned(),
                 Some(Err(error)) => return format!("the stream broke: {error}"),
                 Some(Ok(frame)) => {
-                    heartbeat.heard();
-                    if let Err(error) = take(hub, link, frame).await {
+                    link.heard(hub.clock().now_ms());
+                    if let Err(error) = Box::pin(take(hub, link, frame, inbound)).await {
                         // Unacknowledged, everything comes again on the next connection.
                         let reason = format!("frame not recorded: {error}");
-                        let _ = tokio::time::timeout(FAREWELL, link.queue.send(Err(error))).await;
+                        let _ = tokio::time::timeout(FAREWELL, link.queue.end(Err(error))).await;
                         return reason;
                     }
                 }
             },
-            () = link.backlog.drained() => hub.wake(&link.bearer.gateway_id),
+            () = link.life.notified() => heartbeat.heard(),
+            () = link.queue.drained() => hub.wake(&link.bearer.gateway_id),
             beat = heartbeat.next() => match beat {
                 Beat::Send => {
                     let revision = hub.head(&link.bearer.gateway_id);
                     // A full queue says enough: its peer has something to read.
-                    link.offer(To::Heartbeat(gateway::Heartbeat { revision }));
-                    complete(hub, link).await;
+                    let beat = gateway::Heartbeat { revision, ..gateway::Heartbeat::default() };
+                    link.offer(&framed(To::Heartbeat(beat)));
+                    // Should it not have been possible when the proof came.
+                    Box::pin(complete(hub, link)).await;
                 }
                 Beat::Dead => {
                     let reason = "no sign of life".to_owned();
@@ -255,15 +298,13 @@ where
     }
 }
 
-/// What is never acknowledged is done once the connection has outlived it for as long as a dead peer may
-/// go unnoticed. If it ends before, the event is sent again on the next one.
+/// What nothing answers is done once the peer is proven to be done with it.
 async fn complete(hub: &Hub, link: &Link) {
-    let done = link.outlived(hub.config().silence());
-    if done.is_empty() {
-        return;
-    }
-    match hub.events().complete(&link.bearer.gateway_id, &done, hub.clock().now_ms()).await {
-        Ok(()) => drop(link.unanswered().drain(..done.len())),
+    let done = link.unanswered.proven();
+    let Some(last) = done.last() else { return };
+    match hub.events().complete(link.author(), &done, hub.clock().now_ms()).await {
+        Ok(true) => link.unanswered.forget(*last),
+        Ok(false) => link.close(REPLACED, REPLACED_REASON),
         Err(error) => tracing::warn!(gateway = link.bearer.gateway_id, %error, "events not completed yet"),
     }
 }
@@ -277,7 +318,15 @@ async fn asked_to_end(farewell: &mut watch::Receiver<Option<Farewell>>) -> Farew
     }
 }
 
-async fn take(hub: &Hub, link: &Link, frame: GatewayFrame) -> Result<(), Error> {
+async fn take<S, E>(
+    hub: &Hub,
+    link: &Link,
+    frame: GatewayFrame,
+    inbound: &mut Inbound<'_, S>,
+) -> Result<(), Error>
+where
+    S: Stream<Item = Result<GatewayFrame, E>>,
+{
     match frame.frame {
         Some(From::DeploymentAck(ack)) => {
             let received = Received {
@@ -288,9 +337,15 @@ async fn take(hub: &Hub, link: &Link, frame: GatewayFrame) -> Result<(), Error> 
                 performed_at: ack.performed_at,
                 error_code: ack.error_code,
             };
-            record(hub, link, &received).await
+            record_ack(hub, link, &received).await
         }
-        Some(From::Heartbeat(_)) => Ok(()),
+        Some(From::EventAck(first)) => answering::take(hub, link, answering::batch(first, inbound)).await,
+        Some(From::Heartbeat(beat)) => {
+            link.unanswered.prove(beat.revision, link.queue.taken());
+            complete(hub, link).await;
+            answering::heartbeat(hub, link, &beat).await;
+            Ok(())
+        }
         Some(From::Hello(_)) | None => {
             tracing::debug!(gateway = link.bearer.gateway_id, connection = link.id, "frame ignored");
             Ok(())
@@ -299,32 +354,31 @@ async fn take(hub: &Hub, link: &Link, frame: GatewayFrame) -> Result<(), Error> 
 }
 
 /// Records an acknowledgement. The peer waits meanwhile; it is better off than with a new connection.
-async fn record(hub: &Hub, link: &Link, received: &Received) -> Result<(), Error> {
-    for pause in RETRIES {
-        match hub.acks().record(&link.bearer.gateway_id, received).await {
-            Ok(()) => return Ok(()),
-            Err(error) => {
+async fn record_ack(hub: &Hub, link: &Link, received: &Received) -> Result<(), Error> {
+    let mut pauses = RETRIES.into_iter();
+    let counts = loop {
+        match (hub.acks().record(&link.bearer.gateway_id, &link.id, received).await, pauses.next()) {
+            (Ok(counts), _) => break counts,
+            (Err(error), Some(pause)) => {
                 tracing::warn!(gateway = link.bearer.gateway_id, %error, "acknowledgement not recorded yet");
                 tokio::time::sleep(pause).await;
             }
+            (Err(error), None) => return Err(error),
         }
+    };
+    if !counts {
+        link.close(REPLACED, REPLACED_REASON);
+    } else if !received.error_code.is_empty() {
+        // What is refused may come again at once in another form.
+        hub.wake(&link.bearer.gateway_id);
     }
-    hub.acks().record(&link.bearer.gateway_id, received).await
+    Ok(())
 }
 
 async fn end(link: &Link, farewell: Farewell) -> String {
     *link.closing() = true;
     let frame = To::Close(gateway::Close { code: farewell.code, reason: farewell.reason.clone() });
-    let close = link.queue.send(Ok(PlatformFrame { frame: Some(frame) }));
+    let close = link.queue.end(Ok(PlatformFrame { frame: Some(frame) }));
     let _ = tokio::time::timeout(FAREWELL, close).await;
     farewell.reason
-}
-
-/// What a peer says of itself, fit for a log.
-fn shown(text: &str) -> String {
-    text.chars().filter(|c| !c.is_control()).take(128).collect()
-}
-
-fn broken(error: &impl Display) -> anyhow::Error {
-    anyhow::anyhow!("{error}")
 }

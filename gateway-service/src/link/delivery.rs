@@ -6,25 +6,36 @@
 use std::{sync::Arc, time::Duration};
 
 use proto::{
-    gateway::{Event, platform_frame::Frame},
+    gateway::{Event, PlatformFrame, platform_frame::Frame},
     time::Timestamp,
 };
 use service_kit::Result;
 
 use super::{
-    connection::{Link, Offered},
+    connection::Link,
     hub::{Hub, Lane},
+    outbound::{Offered, framed},
+    resume,
 };
-use crate::{domain::log::Sending, events, store::Stamp};
+use crate::{
+    domain::{
+        instances::Subject,
+        log::{Delivery, Pick, Sending, Stamped, Taken},
+    },
+    events,
+};
 
 /// How many events one look at the log takes.
-const BATCH: usize = 64;
+pub(super) const BATCH: usize = 64;
+
+/// How many events are sent again at once.
+const AGAIN: usize = 16;
 
 /// Delivers until the gateway has no connection any more.
 pub(super) async fn run(hub: Hub, lane: Arc<Lane>) {
     let mut backoff = Duration::from_millis(50);
     loop {
-        match round(&hub, &lane).await {
+        match rounds(&hub, &lane).await {
             Ok(true) => backoff = Duration::from_millis(50),
             Ok(false) => {
                 backoff = Duration::from_millis(50);
@@ -46,40 +57,108 @@ pub(super) async fn run(hub: Hub, lane: Arc<Lane>) {
     }
 }
 
+/// One batch for those that share what they know, and one for each of those that know it themselves.
+async fn rounds(hub: &Hub, lane: &Lane) -> Result<bool> {
+    let more = round(hub, lane).await?;
+    Ok(resume::round(hub, lane).await? || more)
+}
+
 /// Sends one batch to the connections that can take it. Says whether there may be more.
 async fn round(hub: &Hub, lane: &Lane) -> Result<bool> {
     let links = lane.links();
-    let ready: Vec<Arc<Link>> =
-        links.iter().filter(|link| !link.is_gone() && has_room(link)).cloned().collect();
-    let Some(from) = ready.iter().map(|link| link.cursor()).min() else { return Ok(false) };
-    let room = ready.iter().filter(|link| link.cursor() == from).map(|link| link.capacity()).max();
-    let most = room.unwrap_or(0).clamp(1, BATCH);
-    let open = hub.events().open_after(&lane.gateway_id, from, most).await?;
-    let (Some(last), count) = (open.last().map(|event| event.revision), open.len()) else {
-        return Ok(false);
-    };
-    // An event may be younger than a connection that came while the log was read: it is for both.
-    let now_there = lane.links();
-    if now_there.len() != links.len() || !now_there.iter().zip(&links).all(|(a, b)| Arc::ptr_eq(a, b)) {
-        return Ok(true);
+    let is_ready = |link: &&Arc<Link>| link.resume.is_none() && !link.is_gone() && has_room(link);
+    let ready: Vec<Arc<Link>> = links.iter().filter(is_ready).cloned().collect();
+    let repeats = repeat(hub, lane, &links).await?;
+    let Some(from) = ready.iter().map(|link| link.cursor()).min() else { return Ok(repeats) };
+    let next: Vec<_> = ready.iter().filter(|link| link.cursor() == from).collect();
+    let most = next.iter().map(|link| link.capacity()).max().unwrap_or(0).clamp(1, BATCH);
+    let bytes = next.iter().map(|link| link.room()).max().unwrap_or(0).max(1);
+    let pick = Pick::After { revision: from, most, bytes };
+    let taken = hub.journal().deliver(Delivery { gateway_id: lane.gateway_id.clone(), pick }).await?;
+    let (last, more) = (taken.last, taken.more || repeats);
+    if last == 0 {
+        return Ok(more);
     }
-    let stamp = |event| Stamp { event, correlation_id: hub.ids().next(), report_id: hub.ids().next() };
-    let now = hub.clock().now_ms();
-    let sendings = hub.events().stamp(&lane.gateway_id, open.into_iter().map(stamp).collect(), now).await?;
     hub.reports().now();
+    // A connection that came meanwhile gets what it has not got yet from its own cursor on.
+    let sendings = sendings(hub, taken);
     send(hub, &ready, &sendings, last)?;
+    note_sent(hub, lane, &links, &sendings);
     lane.raise_head(last);
     // A queue that was full a moment ago may have been emptied before it could ask for more.
     let behind = |link: &Arc<Link>| link.cursor() < last && !link.is_gone() && link.capacity() > 0;
-    Ok(count == most || ready.iter().any(behind))
+    Ok(more || ready.iter().any(behind))
+}
+
+/// Sends once more what was not acknowledged in time, to those who have got it before. Says whether there is more.
+async fn repeat(hub: &Hub, lane: &Lane, links: &[Arc<Link>]) -> Result<bool> {
+    let (again, more) = lane.sent.take_again(AGAIN);
+    if again.is_empty() || links.iter().all(|link| link.resume.is_some()) {
+        return Ok(more);
+    }
+    let delivery = Delivery { gateway_id: lane.gateway_id.clone(), pick: Pick::Again(again.clone()) };
+    let taken = match hub.journal().deliver(delivery).await {
+        Ok(taken) => taken,
+        Err(error) => {
+            lane.sent.put_back(again);
+            return Err(error);
+        }
+    };
+    let sendings = sendings(hub, taken);
+    for sending in &sendings {
+        let frame = framed(Frame::Event(event(hub, sending)?));
+        let awaits = |link: &&Arc<Link>| link.answers.is_some() || is_answered(sending);
+        let has_got = |link: &&Arc<Link>| link.cursor() >= sending.event.revision;
+        for link in links.iter().filter(|link| link.resume.is_none()).filter(awaits).filter(has_got) {
+            offer(link, sending, &frame);
+        }
+    }
+    note_sent(hub, lane, links, &sendings);
+    Ok(more)
+}
+
+/// Queues a sending.
+fn offer(link: &Link, sending: &Sending, frame: &Arc<PlatformFrame>) -> Offered {
+    let offered = match &link.answers {
+        Some(answers) => answers.offer(link, frame, Subject::of(&sending.event), &sending.correlation_id),
+        None => link.offer(frame),
+    };
+    note(link, sending, offered);
+    offered
+}
+
+/// From now on the answers to these are waited for.
+fn note_sent(hub: &Hub, lane: &Lane, links: &[Arc<Link>], sendings: &[Sending]) {
+    let all = links.iter().any(|link| link.resume.is_none() && link.answers.is_some());
+    for sending in sendings.iter().filter(|sending| all || is_answered(sending)) {
+        lane.sent.note(sending.event.revision, hub.config().redeliver());
+    }
+}
+
+/// Whether gateways acknowledge this type of event.
+fn is_answered(sending: &Sending) -> bool {
+    events::find(&sending.event.event_type).is_some_and(|known| known.answer.is_some())
+}
+
+/// What goes out, each sending with an id of its own.
+fn sendings(hub: &Hub, taken: Taken) -> Vec<Sending> {
+    let sending = |stamped: Stamped| Sending {
+        event: stamped.event,
+        performed_at: stamped.performed_at,
+        correlation_id: hub.ids().next(),
+    };
+    taken.events.into_iter().map(sending).collect()
 }
 
 /// Whether a connection takes frames now. If not, it asks for more when it does.
-fn has_room(link: &Link) -> bool {
+pub(super) fn has_room(link: &Link) -> bool {
+    if link.answers.as_ref().is_some_and(|answers| answers.room() == 0) {
+        return false;
+    }
     if link.capacity() > 0 {
         return true;
     }
-    link.backlog.set_stuck();
+    link.set_stuck();
     // It may have been emptied in between, and would not ask any more.
     link.capacity() > 0
 }
@@ -89,14 +168,16 @@ fn send(hub: &Hub, ready: &[Arc<Link>], sendings: &[Sending], last: i64) -> Resu
     let mut able: Vec<&Arc<Link>> = ready.iter().collect();
     for sending in sendings {
         let revision = sending.event.revision;
-        let answered = events::find(&sending.event.event_type).is_some_and(|known| known.answer.is_some());
-        let frame = Frame::Event(event(hub, sending)?);
+        let answered = is_answered(sending);
+        let frame = framed(Frame::Event(event(hub, sending)?));
         able.retain(|link| {
             link.cursor() >= revision || {
-                let offered = link.offer(frame.clone());
-                note(link, sending, offered);
-                if offered == Offered::Queued && !answered {
-                    link.note_unanswered(revision);
+                if link.answers.as_ref().is_some_and(|answers| answers.room() == 0) {
+                    return false;
+                }
+                let offered = offer(link, sending, &frame);
+                if offered == Offered::Queued && !answered && link.answers.is_none() {
+                    link.unanswered.note(revision);
                 }
                 offered == Offered::Queued
             }
@@ -114,24 +195,26 @@ fn send(hub: &Hub, ready: &[Arc<Link>], sendings: &[Sending], last: i64) -> Resu
     Ok(())
 }
 
-fn event(hub: &Hub, sending: &Sending) -> Result<Event> {
+/// An event as it goes out.
+pub(super) fn event(hub: &Hub, sending: &Sending) -> Result<Event> {
     Ok(Event {
         r#type: sending.event.event_type.clone(),
         payload_json: sending.payload()?,
         timestamp: Some(Timestamp::from_unix_ms(hub.clock().now_ms())),
         correlation_id: sending.correlation_id.clone(),
-        user_id: String::new(),
+        user_id: sending.event.user_id.clone(),
         revision: u64::try_from(sending.event.revision).unwrap_or(0),
     })
 }
 
-fn note(link: &Link, sending: &Sending, offered: Offered) {
+/// Logs and counts an attempt.
+pub(super) fn note(link: &Link, sending: &Sending, offered: Offered) {
     let (gateway, connection) = (&link.bearer.gateway_id, &link.id);
     let (revision, event) = (sending.event.revision, &sending.event.event_type);
     let outcome = match offered {
         Offered::Queued => "sent",
         Offered::Full => {
-            link.backlog.set_stuck();
+            link.set_stuck();
             "full"
         }
         Offered::Gone => "gone",
@@ -139,7 +222,7 @@ fn note(link: &Link, sending: &Sending, offered: Offered) {
     metrics::counter!("tollgate_gateway_deliveries_total", "outcome" => outcome).increment(1);
     if offered == Offered::Queued {
         let correlation = &sending.correlation_id;
-        tracing::debug!(gateway, connection, revision, event, correlation, "event sent");
+        tracing::info!(gateway, connection, revision, event, correlation, "event sent");
     } else {
         tracing::warn!(gateway, connection, revision, event, outcome, "event not sent on this connection");
     }

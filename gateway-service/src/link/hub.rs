@@ -1,7 +1,7 @@
 //! The registry of live connections: which gateway has which, how many there may be, and who is told when.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap, HashSet},
     fmt::{self, Display},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -12,45 +12,42 @@ use std::{
 
 use futures_util::Stream;
 use proto::gateway::{Connected, GatewayFrame, platform_frame::Frame};
-use service_kit::{
-    Clock, Error, Ids, Kind, Result,
-    bus::{Bus, Received},
-    opaque,
-    outbox::Nudge,
-    shutdown::Tasks,
-};
+use service_kit::{Clock, Error, Ids, Kind, Result, bus::Bus, opaque, outbox::Nudge, shutdown::Tasks};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    cluster::Node,
     connection::{self, Link},
     delivery,
-    outbound::Outbound,
+    outbound::{Outbound, framed},
+    redelivery::{self, Sent},
 };
 use crate::{
     config::LinkConfig,
-    domain::{acks::Acks, log::SUBJECT, tokens::Bearer},
-    store::{EventStore, TokenStore},
+    domain::connections::{Admission, Connection},
+    domain::{acks::Acks, journal::Journal, tokens::Bearer},
+    store::{ConnectionStore, EventStore, InstanceStore, TokenStore},
 };
 
-const RESTART: u32 = 1012;
-const TOKEN_REVOKED: u32 = 4401;
-const GATEWAY_DELETED: u32 = 4404;
-/// When the service drains, so many connections are closed at once, and the next after a pause: not all of
-/// them shall come back in the same moment.
-const DRAIN_BATCH: usize = 100;
-const DRAIN_PAUSE: Duration = Duration::from_millis(50);
-/// How many ids one question to the database names.
-const CHUNK: usize = 500;
+pub(super) const RESTART: u32 = 1012;
+pub(super) const TOKEN_REVOKED: u32 = 4401;
+pub(super) const GATEWAY_DELETED: u32 = 4404;
+pub(super) const REPLACED: u32 = 4409;
 
 /// What a hub needs.
 #[derive(Debug)]
 pub(crate) struct Parts {
     pub(crate) config: LinkConfig,
     pub(crate) events: Arc<dyn EventStore>,
+    pub(crate) journal: Journal,
     pub(crate) tokens: Arc<dyn TokenStore>,
+    pub(crate) connections: Arc<dyn ConnectionStore>,
+    pub(crate) instances: Arc<dyn InstanceStore>,
     pub(crate) acks: Acks,
+    pub(crate) bus: Arc<dyn Bus>,
     pub(crate) reports: Nudge,
+    pub(crate) web: Nudge,
     pub(crate) clock: Clock,
     pub(crate) ids: Ids,
     pub(crate) tasks: Tasks,
@@ -64,6 +61,15 @@ struct Inner {
     parts: Parts,
     slots: Arc<Semaphore>,
     lanes: Mutex<HashMap<String, Arc<Lane>>>,
+    node: Node,
+    suspects: Suspects,
+}
+
+/// Gateways of which something may be gone.
+#[derive(Debug, Default)]
+pub(super) struct Suspects {
+    pub(super) gateways: Mutex<BTreeSet<String>>,
+    pub(super) news: Notify,
 }
 
 /// The connections of one gateway.
@@ -72,6 +78,7 @@ pub(super) struct Lane {
     pub(super) gateway_id: String,
     pub(super) wake: Notify,
     pub(super) ended: CancellationToken,
+    pub(super) sent: Sent,
     links: Mutex<Vec<Arc<Link>>>,
     head: AtomicI64,
 }
@@ -94,45 +101,15 @@ impl Hub {
     pub(crate) fn new(parts: Parts) -> Self {
         let slots = Arc::new(Semaphore::new(parts.config.max_connections.min(Semaphore::MAX_PERMITS)));
         metrics::gauge!("tollgate_gateway_connections").set(0.0);
-        Self(Arc::new(Inner { parts, slots, lanes: Mutex::default() }))
+        let node = Node::new(parts.ids.next());
+        Self(Arc::new(Inner { parts, slots, lanes: Mutex::default(), node, suspects: Suspects::default() }))
     }
 
-    /// Starts to listen for hints, to look at the log, and to wait for the end.
-    pub(crate) async fn start(&self, bus: &dyn Bus) -> anyhow::Result<()> {
-        let tasks = &self.0.parts.tasks;
-        let mut hints = bus.subscribe(SUBJECT).await?;
-        let hub = self.clone();
-        tasks.spawn("link hints", async move {
-            loop {
-                tokio::select! {
-                    received = hints.next() => match received {
-                        Received::Message(message) => hub.hint(&message.subject[SUBJECT.len()..]),
-                        Received::Lost => hub.lanes().values().for_each(|lane| lane.wake.notify_one()),
-                        Received::Closed => anyhow::bail!("the bus is gone"),
-                    },
-                    () = hub.stopping() => return Ok(()),
-                }
-            }
-        });
-        let hub = self.clone();
-        tasks.spawn("link poll", async move {
-            loop {
-                tokio::select! {
-                    () = tokio::time::sleep(hub.config().poll()) => {}
-                    () = hub.stopping() => return Ok(()),
-                }
-                if let Err(error) = hub.look().await {
-                    tracing::warn!(%error, "the log cannot be looked at, will try again");
-                }
-            }
-        });
-        let hub = self.clone();
-        tasks.spawn("link drain", async move {
-            hub.stopping().await;
-            hub.drain().await;
-            Ok(())
-        });
-        Ok(())
+    /// Enters among the instances, and starts to look after the connections.
+    pub(crate) async fn start(&self) -> anyhow::Result<()> {
+        self.start_node().await?;
+        redelivery::start(self);
+        self.start_upkeep().await
     }
 
     /// Opens a connection of an authenticated gateway over any transport: takes its frames, returns those
@@ -146,10 +123,10 @@ impl Hub {
             return Err(Self::draining());
         }
         let slot = self.slot(&bearer)?;
-        let (queue, backlog, outbound) = Outbound::new();
+        let (queue, outbound) = Outbound::new();
         let hub = self.clone();
         self.0.parts.tasks.spawn_short(async move {
-            connection::run(hub, bearer, inbound, queue, backlog).await;
+            connection::run(hub, bearer, inbound, queue).await;
             drop(slot);
         });
         Ok(outbound)
@@ -159,29 +136,26 @@ impl Hub {
         self.0.slots.clone().try_acquire_owned().map_err(|_| {
             let most = self.config().max_connections;
             tracing::warn!(gateway = bearer.gateway_id, most, "connection refused: the instance is full");
+            metrics::counter!("tollgate_gateway_refusals_total", "reason" => "instance_full").increment(1);
             let message = format!("maximum connection limit reached ({most})");
             Error::new(Kind::ResourceExhausted, "CONNECTION_LIMIT", message)
                 .retry_after(Duration::from_secs(5))
         })
     }
 
-    /// Whether a gateway is connected now.
-    pub(crate) fn is_connected(&self, gateway_id: &str) -> bool {
+    /// Whether a gateway is connected to this instance.
+    pub(super) fn is_connected_here(&self, gateway_id: &str) -> bool {
         self.lanes().contains_key(gateway_id)
     }
 
-    /// Closes the connections that a token opened.
-    pub(crate) fn token_revoked(&self, token_id: &str) {
-        for link in self.links().iter().filter(|link| link.bearer.token_id == token_id) {
-            link.close(TOKEN_REVOKED, "token revoked");
-        }
+    /// The gateways that are connected to this instance.
+    pub(crate) fn gateways(&self) -> Vec<String> {
+        self.lanes().keys().cloned().collect()
     }
 
-    /// Closes the connections of a gateway.
-    pub(crate) fn gateway_deleted(&self, gateway_id: &str) {
-        for link in self.links().iter().filter(|link| link.bearer.gateway_id == gateway_id) {
-            link.close(GATEWAY_DELETED, "gateway deleted");
-        }
+    /// Those of these gateways that are connected, to whichever instance.
+    pub(crate) async fn connected(&self, gateway_ids: &[String]) -> Result<HashSet<String>> {
+        Ok(self.connections().connected(gateway_ids).await?.into_iter().collect())
     }
 
     /// The error of a connection that comes while the service drains.
@@ -206,8 +180,73 @@ impl Hub {
         &*self.0.parts.events
     }
 
+    pub(super) fn journal(&self) -> &Journal {
+        &self.0.parts.journal
+    }
+
+    pub(super) fn connections(&self) -> &dyn ConnectionStore {
+        &*self.0.parts.connections
+    }
+
+    pub(super) fn instances(&self) -> &dyn InstanceStore {
+        &*self.0.parts.instances
+    }
+
+    pub(super) fn tokens(&self) -> &dyn TokenStore {
+        &*self.0.parts.tokens
+    }
+
+    pub(super) fn bus(&self) -> &dyn Bus {
+        &*self.0.parts.bus
+    }
+
+    pub(super) fn tasks(&self) -> &Tasks {
+        &self.0.parts.tasks
+    }
+
+    pub(super) fn node(&self) -> &Node {
+        &self.0.node
+    }
+
+    pub(super) fn suspects(&self) -> &Suspects {
+        &self.0.suspects
+    }
+
+    /// Registers a connection in the database: its epoch, and the head of the gateway's log.
+    pub(super) async fn admit(&self, connection: &Connection) -> Result<(i64, i64)> {
+        let most = self.config().max_connections_per_organization;
+        let admitted = self.connections().connect(connection, most).await.inspect_err(|_| {
+            // It may have been committed all the same.
+            self.orphan(&connection.id, &connection.gateway_id);
+        });
+        match admitted? {
+            Admission::Admitted { epoch, head, replaced } => {
+                self.web().now();
+                if replaced {
+                    self.announce(&connection.gateway_id).await;
+                }
+                Ok((epoch, head))
+            }
+            Admission::NoGateway => Err(Error::unauthenticated("the gateway does not exist any more")),
+            Admission::NoNode => Err(Self::draining()),
+            Admission::Full => {
+                let gateway = &connection.gateway_id;
+                tracing::warn!(gateway, most, "connection refused: the organization is full");
+                metrics::counter!("tollgate_gateway_refusals_total", "reason" => "organization_full")
+                    .increment(1);
+                let message = format!("maximum connection limit of the organization reached ({most})");
+                Err(Error::new(Kind::ResourceExhausted, "CONNECTION_LIMIT", message)
+                    .retry_after(Duration::from_secs(5)))
+            }
+        }
+    }
+
     pub(super) fn reports(&self) -> &Nudge {
         &self.0.parts.reports
+    }
+
+    pub(super) fn web(&self) -> &Nudge {
+        &self.0.parts.web
     }
 
     pub(super) fn clock(&self) -> &Clock {
@@ -227,12 +266,15 @@ impl Hub {
             lane
         });
         let mut links = lane.links_mut();
+        lane.raise_head(i64::try_from(connected.head_revision).unwrap_or(0));
+        link.yield_to_newest(&links);
         // Under the lock: no event comes before it, and who has read it finds the connection registered.
-        link.offer(Frame::Connected(connected));
+        link.offer(&framed(Frame::Connected(connected)));
         links.push(link.clone());
         drop(links);
         lane.wake.notify_one();
         metrics::gauge!("tollgate_gateway_connections").increment(1.0);
+        metrics::counter!("tollgate_gateway_connects_total").increment(1);
         // The drain may have listed the connections before this one was there.
         if self.0.parts.tasks.stopping().is_cancelled() {
             link.close(RESTART, "service restart");
@@ -244,6 +286,7 @@ impl Hub {
     fn leave(&self, link: &Arc<Link>) {
         let mut lanes = self.lanes();
         metrics::gauge!("tollgate_gateway_connections").decrement(1.0);
+        metrics::counter!("tollgate_gateway_disconnects_total").increment(1);
         let Some(lane) = lanes.get(&link.bearer.gateway_id) else { return };
         let mut links = lane.links_mut();
         links.retain(|other| other.id != link.id);
@@ -261,45 +304,25 @@ impl Hub {
         }
     }
 
+    /// The newest revision of a gateway's log.
+    pub(super) async fn head_of(&self, gateway_id: &str) -> Result<u64> {
+        let heads = self.events().heads(&[gateway_id.to_owned()]).await?;
+        Ok(heads.first().and_then(|(_, head)| u64::try_from(*head).ok()).unwrap_or(0))
+    }
+
     /// The newest revision of a connected gateway's log, as far as it is known here.
     pub(super) fn head(&self, gateway_id: &str) -> u64 {
         let head = self.lanes().get(gateway_id).map_or(0, |lane| lane.head.load(Ordering::SeqCst));
         u64::try_from(head).unwrap_or(0)
     }
 
-    fn hint(&self, gateway_id: &str) {
-        if self.is_connected(gateway_id) {
-            self.wake(gateway_id);
-        } else {
-            metrics::counter!("tollgate_gateway_deliveries_total", "outcome" => "offline").increment(1);
-            tracing::warn!(gateway = gateway_id, "gateway not connected here: the event waits in its log");
-        }
+    /// There may be something to send to anybody.
+    pub(super) fn wake_all(&self) {
+        self.lanes().values().for_each(|lane| lane.wake.notify_one());
     }
 
-    /// Looks for what no hint told: events, revoked tokens and deleted gateways of other instances.
-    async fn look(&self) -> Result<()> {
-        let gateways: Vec<String> = self.lanes().keys().cloned().collect();
-        for asked in gateways.chunks(CHUNK) {
-            let heads: HashMap<String, i64> = self.0.parts.events.heads(asked).await?.into_iter().collect();
-            for gateway in asked {
-                match heads.get(gateway) {
-                    None => self.gateway_deleted(gateway),
-                    Some(head) => self.seen(gateway, *head),
-                }
-            }
-        }
-        let links = self.links();
-        for asked in links.chunks(CHUNK) {
-            let ids: Vec<String> = asked.iter().map(|link| link.bearer.token_id.clone()).collect();
-            let active = self.0.parts.tokens.active(&ids).await?;
-            for link in asked.iter().filter(|link| !active.contains(&link.bearer.token_id)) {
-                link.close(TOKEN_REVOKED, "token revoked");
-            }
-        }
-        Ok(())
-    }
-
-    fn seen(&self, gateway_id: &str, head: i64) {
+    /// The log of a gateway has this revision.
+    pub(super) fn seen(&self, gateway_id: &str, head: i64) {
         if let Some(lane) = self.lanes().get(gateway_id)
             && lane.raise_head(head)
         {
@@ -307,21 +330,13 @@ impl Hub {
         }
     }
 
-    async fn drain(&self) {
-        let links = self.links();
-        for (at, batch) in links.chunks(DRAIN_BATCH).enumerate() {
-            if at > 0 {
-                tokio::time::sleep(DRAIN_PAUSE).await;
-            }
-            for link in batch {
-                // Full jitter: a fleet that comes back at once brings the next instance down.
-                let wait = 500 + u16::from_be_bytes(opaque::random()) % 4_500;
-                link.close(RESTART, &format!("service restart, retry_after_ms={wait}"));
-            }
-        }
+    /// The gateways that are connected here.
+    pub(super) fn all_lanes(&self) -> Vec<Arc<Lane>> {
+        self.lanes().values().cloned().collect()
     }
 
-    fn links(&self) -> Vec<Arc<Link>> {
+    /// The connections now.
+    pub(super) fn links(&self) -> Vec<Arc<Link>> {
         self.lanes().values().flat_map(|lane| lane.links_mut().clone()).collect()
     }
 
@@ -330,12 +345,19 @@ impl Hub {
     }
 }
 
+/// What a gateway that is sent away is told about coming back. Full jitter: a fleet that comes back at once
+/// brings the next instance down.
+pub(super) fn patience() -> String {
+    format!("retry_after_ms={}", 500 + u16::from_be_bytes(opaque::random()) % 4_500)
+}
+
 impl Lane {
     fn new(gateway_id: String) -> Self {
         Self {
             gateway_id,
             wake: Notify::new(),
             ended: CancellationToken::new(),
+            sent: Sent::default(),
             links: Mutex::default(),
             head: AtomicI64::new(0),
         }

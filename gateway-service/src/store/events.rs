@@ -1,55 +1,63 @@
 //! SQL of the logs.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{HashMap, HashSet};
 
 use async_trait::async_trait;
 use service_kit::{
-    Result,
+    Error, Ids, Result,
     db::{PostgresPool, SqlitePool},
-    outbox::Append as _,
 };
 use sqlx::QueryBuilder;
 use trait_gen::trait_gen;
 
-use super::{EventStore, SqlStore, Stamp, acks::Acknowledge as _, push_in};
+use super::{
+    Batch, EventStore, Outcome, SqlStore,
+    acks::Acknowledge as _,
+    appends::AppendAll as _,
+    deliveries::Deliver as _,
+    dialect::{Dialect as _, rows},
+    instances::Reports as _,
+    keys::push_replaces,
+    push_in,
+};
 use crate::domain::{
-    acks::{Ack, REPORTS, Verdict, delivered_report},
-    log::{Appended, LogEvent, NewEvent, Sending},
+    acks::State,
+    instances::Author,
+    log::{Appended, NewEvent, Requeue, comes_again},
+    retries::payload_naming,
 };
 
 /// `UPDATE` that locks the log of a gateway, and says whether there is one.
 pub(super) const LOCK: &str = "UPDATE gateways SET head = head WHERE id = $1";
 
-/// Events before a revision that is answered, about the same artifact: sent again, they would undo it.
-pub(super) const SUPERSEDE: &str = "UPDATE gateway_events SET state = 'superseded'
-     WHERE gateway_id = $1 AND revision < $2 AND state = 'delivered' AND artifact_id <> '' AND artifact_id =
-       (SELECT done.artifact_id FROM gateway_events done WHERE done.gateway_id = $1 AND done.revision = $2)";
-
-/// The next `performedAt` of an artifact on a gateway: now, or just after the last.
-const NEXT_PERFORMED: &str = "INSERT INTO gateway_artifacts (gateway_id, artifact_id, performed_at)
-     VALUES ($1, $2, $3)
-     ON CONFLICT (gateway_id, artifact_id) DO UPDATE SET performed_at =
-       CASE WHEN excluded.performed_at > gateway_artifacts.performed_at
-            THEN excluded.performed_at ELSE gateway_artifacts.performed_at + 1 END
-     RETURNING performed_at";
-
 #[derive(sqlx::FromRow)]
-struct EventRow {
+struct NewestRow {
     revision: i64,
+    state: String,
     r#type: String,
     payload_json: String,
     artifact_id: String,
     deployment_id: String,
+    event_key: String,
+    user_id: String,
+    named_id: String,
 }
 
-impl From<EventRow> for LogEvent {
-    fn from(row: EventRow) -> Self {
-        Self {
-            revision: row.revision,
-            event_type: row.r#type,
-            payload_json: row.payload_json,
-            artifact_id: row.artifact_id,
-            deployment_id: row.deployment_id,
+impl NewestRow {
+    fn copy(self, gateway_id: &str, ids: &Ids) -> NewEvent {
+        NewEvent {
+            id: ids.next(),
+            gateway_id: gateway_id.to_owned(),
+            event_type: self.r#type,
+            payload_json: if self.named_id.is_empty() {
+                self.payload_json
+            } else {
+                payload_naming(&self.payload_json, &self.deployment_id)
+            },
+            artifact_id: self.artifact_id,
+            deployment_id: self.deployment_id,
+            event_key: self.event_key,
+            user_id: self.user_id,
         }
     }
 }
@@ -59,142 +67,111 @@ impl From<EventRow> for LogEvent {
 impl EventStore for SqlStore<Pool> {
     async fn append(&self, events: &[NewEvent], now: i64) -> Result<Appended> {
         let mut tx = self.pool.begin().await?;
-        // In the order of ids: two appends cannot wait for each other.
-        let gateways: BTreeSet<&str> = events.iter().map(|event| event.gateway_id.as_str()).collect();
-        let mut grown: HashMap<&str, bool> = HashMap::new();
-        for gateway in gateways.into_iter().filter(|id| service_kit::id::is_id(id)) {
-            let locked = sqlx::query(LOCK).bind(gateway).execute(&mut *tx).await?;
-            if locked.rows_affected() > 0 {
-                grown.insert(gateway, false);
-            }
-        }
-        let mut appended = Appended::default();
-        for event in events {
-            let Some(grows) = grown.get_mut(event.gateway_id.as_str()) else {
-                appended.unknown.push(event.id.clone());
-                continue;
-            };
-            let known: Option<i64> =
-                sqlx::query_scalar("SELECT revision FROM gateway_events WHERE event_id = $1")
-                    .bind(&event.id)
-                    .fetch_optional(&mut *tx)
-                    .await?;
-            if known.is_some() {
-                continue;
-            }
-            let performed_at: i64 = sqlx::query_scalar(NEXT_PERFORMED)
-                .bind(&event.gateway_id)
-                .bind(&event.artifact_id)
-                .bind(now)
-                .fetch_one(&mut *tx)
-                .await?;
-            let revision: i64 =
-                sqlx::query_scalar("UPDATE gateways SET head = head + 1 WHERE id = $1 RETURNING head")
-                    .bind(&event.gateway_id)
-                    .fetch_one(&mut *tx)
-                    .await?;
-            sqlx::query(
-                "INSERT INTO gateway_events (gateway_id, revision, event_id, type, artifact_id, deployment_id,
-                   payload_json, state, performed_at, correlation_id, sendings, error_code, created_at)
-                 VALUES ($1, $2, $3, $4, $5, $6, $7, 'pending', $8, '', 0, '', $9)",
-            )
-            .bind(&event.gateway_id)
-            .bind(revision)
-            .bind(&event.id)
-            .bind(&event.event_type)
-            .bind(&event.artifact_id)
-            .bind(&event.deployment_id)
-            .bind(&event.payload_json)
-            .bind(performed_at)
-            .bind(now)
-            .execute(&mut *tx)
-            .await?;
-            *grows = true;
-        }
+        let appended = tx.append_events(events, now).await?;
         tx.commit().await?;
-        appended.grown = grown.into_iter().filter(|(_, grows)| *grows).map(|(id, _)| id.to_owned()).collect();
         Ok(appended)
     }
 
-    async fn open_after(&self, gateway_id: &str, revision: i64, most: usize) -> Result<Vec<LogEvent>> {
-        let rows: Vec<EventRow> = sqlx::query_as(
-            "SELECT revision, type, payload_json, artifact_id, deployment_id FROM gateway_events
-             WHERE gateway_id = $1 AND revision > $2 AND state IN ('pending', 'delivered')
-             ORDER BY revision LIMIT $3",
-        )
-        .bind(gateway_id)
-        .bind(revision)
-        .bind(i64::try_from(most).unwrap_or(i64::MAX))
-        .fetch_all(self.pool.read())
-        .await?;
-        Ok(rows.into_iter().map(LogEvent::from).collect())
+    async fn write(&self, batch: &Batch, now: i64) -> Result<Outcome> {
+        let mut tx = self.pool.begin().await?;
+        let delivered = batch.deliveries.iter().map(|delivery| delivery.gateway_id.as_str());
+        let answering = batch.answers.iter().map(|answer| answer.gateway_id.as_str());
+        tx.lock(delivered.chain(answering).collect()).await?;
+        // What is answered need not be sent.
+        let verdicts = tx.acknowledge_all(&batch.answers, now).await?;
+        let taken = tx.deliver_all(&batch.deliveries, now).await?;
+        tx.commit().await?;
+        Ok(Outcome { taken, verdicts })
     }
 
-    async fn stamp(&self, gateway_id: &str, events: Vec<Stamp>, now: i64) -> Result<Vec<Sending>> {
+    async fn complete(&self, author: Author<'_>, revisions: &[i64], now: i64) -> Result<bool> {
+        let gateway_id = author.gateway_id;
+        let mut tx = self.pool.begin().await?;
+        if !tx.admits(author).await? {
+            return Ok(false);
+        }
+        let input: Vec<_> = revisions.iter().map(|revision| (gateway_id, revision)).collect();
+        let done: Vec<(i64, String)> = sqlx::query_as(Pool::sql(
+            "UPDATE gateway_events SET state = 'acked', acked_at = $2 FROM json_each($1) AS i
+             WHERE gateway_events.gateway_id = i.value ->> 0
+               AND gateway_events.revision = CAST(i.value ->> 1 AS BIGINT)
+               AND gateway_events.state = 'delivered'
+             RETURNING gateway_events.revision, gateway_events.event_key",
+        ))
+        .bind(rows(&input)?)
+        .bind(now)
+        .fetch_all(&mut *tx)
+        .await?;
+        let done: Vec<_> = done.into_iter().map(|(rev, key)| (gateway_id.to_owned(), rev, key)).collect();
+        tx.supersede_older(&done).await?;
+        tx.commit().await?;
+        Ok(true)
+    }
+
+    async fn requeue(&self, asked: Requeue<'_>, ids: &Ids, now: i64) -> Result<(usize, i64)> {
+        let gateway_id = asked.gateway_id;
         let mut tx = self.pool.begin().await?;
         sqlx::query(LOCK).bind(gateway_id).execute(&mut *tx).await?;
-        let mut sendings = Vec::with_capacity(events.len());
-        for Stamp { event, correlation_id, report_id } in events {
-            let open: Option<i64> = sqlx::query_scalar(
-                "SELECT sendings FROM gateway_events
-                 WHERE gateway_id = $1 AND revision = $2 AND state IN ('pending', 'delivered')",
-            )
+        let mut query = QueryBuilder::new(
+            "SELECT e.revision, e.state, e.type, e.payload_json, e.artifact_id, e.deployment_id, e.event_key,
+               e.user_id, e.named_id
+             FROM gateway_events e WHERE e.event_key <> '' AND e.gateway_id = ",
+        );
+        query.push_bind(gateway_id);
+        if let Some(artifact_id) = asked.artifact_id {
+            query.push(" AND e.artifact_id = ").push_bind(artifact_id);
+        }
+        query.push(" AND NOT EXISTS (SELECT 1 FROM gateway_events n WHERE ");
+        push_replaces!(query);
+        query.push(") ORDER BY e.revision");
+        let newest: Vec<NewestRow> = query.build_query_as().fetch_all(&mut *tx).await?;
+        let mut copies = Vec::new();
+        let mut replaced = Vec::new();
+        let mut keys = HashSet::new();
+        for row in newest {
+            let state = State::of(&row.state).ok_or_else(|| {
+                Error::internal(anyhow::anyhow!("unknown state {:?} in the log", row.state))
+            })?;
+            // What of a key comes after something that comes again has to come after it once more.
+            if keys.contains(&row.event_key) || comes_again(state, &row.r#type, asked.full) {
+                keys.insert(row.event_key.clone());
+                replaced.push((gateway_id, row.revision));
+                copies.push(row.copy(gateway_id, ids));
+            }
+        }
+        tx.append_events(&copies, now).await?;
+        sqlx::query(Pool::sql(
+            "UPDATE gateway_events SET state = 'superseded' FROM json_each($1) AS i
+             WHERE gateway_events.gateway_id = i.value ->> 0
+               AND gateway_events.revision = CAST(i.value ->> 1 AS BIGINT)
+               AND gateway_events.state IN ('pending', 'delivered')",
+        ))
+        .bind(rows(&replaced)?)
+        .execute(&mut *tx)
+        .await?;
+        let head: Option<i64> = sqlx::query_scalar("SELECT head FROM gateways WHERE id = $1")
             .bind(gateway_id)
-            .bind(event.revision)
             .fetch_optional(&mut *tx)
             .await?;
-            let Some(before) = open else { continue };
-            let performed_at: i64 = sqlx::query_scalar(NEXT_PERFORMED)
-                .bind(gateway_id)
-                .bind(&event.artifact_id)
-                .bind(now)
-                .fetch_one(&mut *tx)
-                .await?;
-            sqlx::query(
-                "UPDATE gateway_events SET state = 'delivered', performed_at = $3, correlation_id = $4,
-                   sendings = sendings + 1, delivered_at = COALESCE(delivered_at, $5)
-                 WHERE gateway_id = $1 AND revision = $2",
-            )
-            .bind(gateway_id)
-            .bind(event.revision)
-            .bind(performed_at)
-            .bind(&correlation_id)
-            .bind(now)
-            .execute(&mut *tx)
-            .await?;
-            let report = delivered_report(gateway_id, &event.event_type, &event.deployment_id, now);
-            if let Some(report) = report.filter(|_| before == 0) {
-                tx.append(REPORTS, &report_id, report).await?;
-            }
-            sendings.push(Sending { event, performed_at, correlation_id });
-        }
         tx.commit().await?;
-        Ok(sendings)
+        Ok((copies.len(), head.unwrap_or(0)))
     }
 
-    async fn complete(&self, gateway_id: &str, revisions: &[i64], now: i64) -> Result<()> {
-        let mut tx = self.pool.begin().await?;
-        sqlx::query(LOCK).bind(gateway_id).execute(&mut *tx).await?;
-        for revision in revisions {
-            sqlx::query(
-                "UPDATE gateway_events SET state = 'acked', acked_at = $3
-                 WHERE gateway_id = $1 AND revision = $2 AND state = 'delivered'",
-            )
-            .bind(gateway_id)
-            .bind(revision)
-            .bind(now)
-            .execute(&mut *tx)
-            .await?;
-            sqlx::query(SUPERSEDE).bind(gateway_id).bind(revision).execute(&mut *tx).await?;
+    async fn unanswered(&self, sent: &[(String, i64)]) -> Result<HashMap<String, Vec<i64>>> {
+        let open: Vec<(String, i64)> = sqlx::query_as(Pool::sql(
+            "SELECT e.gateway_id, e.revision FROM json_each($1) AS i
+             JOIN gateway_events e ON e.gateway_id = i.value ->> 0
+               AND e.revision = CAST(i.value ->> 1 AS BIGINT)
+             WHERE e.state = 'delivered' ORDER BY e.gateway_id, e.revision",
+        ))
+        .bind(rows(sent)?)
+        .fetch_all(self.pool.read())
+        .await?;
+        let mut by_gateway: HashMap<String, Vec<i64>> = HashMap::new();
+        for (gateway, revision) in open {
+            by_gateway.entry(gateway).or_default().push(revision);
         }
-        Ok(tx.commit().await?)
-    }
-
-    async fn acknowledge(&self, gateway_id: &str, ack: &Ack, now: i64) -> Result<Verdict> {
-        let mut tx = self.pool.begin().await?;
-        let verdict = tx.acknowledge(gateway_id, ack, now).await?;
-        tx.commit().await?;
-        Ok(verdict)
+        Ok(by_gateway)
     }
 
     async fn performed(&self, gateway_id: &str) -> Result<Vec<(String, i64)>> {

@@ -10,7 +10,7 @@ use service_kit::{
 use sqlx::QueryBuilder;
 use trait_gen::trait_gen;
 
-use super::{GatewayStore, SqlStore, events::LOCK, push_in};
+use super::{GatewayStore, SqlStore, connections::Steps as _, events::LOCK, push_in};
 use crate::domain::{
     acks::{REPORTS, deleted_report},
     gateways::{Details, Functionality, Gateway},
@@ -166,6 +166,12 @@ impl GatewayStore for SqlStore<Pool> {
             .bind(manifest)
             .execute(&mut *tx)
             .await?;
+        // Those that say who they are said their version too.
+        sqlx::query("UPDATE connections SET version = $2 WHERE gateway_id = $1 AND instance_id = ''")
+            .bind(id)
+            .bind(version)
+            .execute(&mut *tx)
+            .await?;
         Ok(tx.commit().await?)
     }
 
@@ -177,6 +183,13 @@ impl GatewayStore for SqlStore<Pool> {
         for deployment in deployments {
             let report = deleted_report(id, &deployment, now);
             tx.append(REPORTS, &format!("{id}:{deployment}:deleted"), report).await?;
+        }
+        let connections: Vec<String> = sqlx::query_scalar("SELECT id FROM connections WHERE gateway_id = $1")
+            .bind(id)
+            .fetch_all(&mut *tx)
+            .await?;
+        if !connections.is_empty() {
+            tx.forget(&connections, now).await?;
         }
         // Tokens, events and artifacts go with it: ON DELETE CASCADE.
         let deleted = sqlx::query("DELETE FROM gateways WHERE id = $1").bind(id).execute(&mut *tx).await?;

@@ -25,6 +25,17 @@ fn deployment(event: &Event) -> String {
     payload(event)["deploymentId"].as_str().unwrap().to_owned()
 }
 
+/// Deployments of one API, each sent before the next is there: none makes another needless before that.
+async fn deploy_one_by_one(world: &World, link: &mut TestGateway, api: &str, count: usize) -> Vec<Event> {
+    let gateway_id = link.connected.gateway_id.clone();
+    let mut events = Vec::new();
+    for _ in 0..count {
+        world.append(vec![world.deploy(&gateway_id, api)]).await;
+        events.push(link.event().await);
+    }
+    events
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn success_and_failure_are_reported_once() {
     for world in worlds().await {
@@ -122,11 +133,10 @@ async fn the_answer_to_an_earlier_sending_counts() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_older_event_is_not_sent_again_over_a_newer_one_that_is_done() {
     for world in worlds().await {
-        let (gateway, token) = world.gateway("edge-1").await;
+        let (_, token) = world.gateway("edge-1").await;
         let api = world.ids.next();
-        world.append((0..3).map(|_| world.deploy(&gateway.id, &api)).collect()).await;
         let mut link = TestGateway::connect(&world, &token.token).await;
-        let events = link.events(3).await;
+        let events = deploy_one_by_one(&world, &mut link, &api, 3).await;
         link.ack(&events[1], None).await;
         until("it is reported", async || reports(&world, &deployment(&events[1])).len() == 2).await;
         drop(link);
@@ -142,9 +152,8 @@ async fn an_older_event_is_not_sent_again_over_a_newer_one_that_failed() {
     for world in worlds().await {
         let (gateway, token) = world.gateway("edge-1").await;
         let api = world.ids.next();
-        world.append((0..2).map(|_| world.deploy(&gateway.id, &api)).collect()).await;
         let mut link = TestGateway::connect(&world, &token.token).await;
-        let events = link.events(2).await;
+        let events = deploy_one_by_one(&world, &mut link, &api, 2).await;
         link.ack(&events[1], Some("GATEWAY_PROCESSING_ERROR")).await;
         until("it is reported", async || reports(&world, &deployment(&events[1])).len() == 2).await;
         drop(link);
@@ -183,9 +192,10 @@ async fn the_deployments_of_a_deleted_gateway_are_reported() {
         let (api, other) = (world.ids.next(), world.ids.next());
         let old = world.deploy(&gateway.id, &api);
         let (new, waiting) = (world.deploy(&gateway.id, &api), world.deploy(&gateway.id, &other));
-        world.append(vec![old.clone(), new.clone()]).await;
         let mut link = TestGateway::connect(&world, &token.token).await;
-        for event in link.events(2).await {
+        for event in [&old, &new] {
+            world.append(vec![event.clone()]).await;
+            let event = link.event().await;
             link.ack(&event, None).await;
         }
         until("it runs", async || reports(&world, &new.deployment_id).len() == 2).await;
@@ -215,5 +225,23 @@ async fn reports_wait_for_a_project_service_that_is_down() {
         world.project.set_down(false);
         until("they arrive", async || reports(&world, &deployment(&event)).len() == 2).await;
         assert_eq!(reports(&world, &deployment(&event))[1].0, Status::Deployed);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_is_not_registered_any_more_cannot_acknowledge() {
+    for world in worlds().await {
+        let (gateway, token) = world.gateway("edge-1").await;
+        world.append(vec![world.deploy(&gateway.id, &world.ids.next())]).await;
+        let mut old = TestGateway::connect(&world, &token.token).await;
+        let event = old.event().await;
+        world.execute("DELETE FROM connections").await;
+        old.ack(&event, None).await;
+        assert_eq!(old.closed().await.code, 4409);
+        let mut new = TestGateway::connect(&world, &token.token).await;
+        let again = new.event().await;
+        assert_eq!(again.revision, event.revision, "nothing was acknowledged");
+        new.ack(&again, None).await;
+        until("it is reported", async || reports(&world, &deployment(&event)).len() == 2).await;
     }
 }

@@ -95,6 +95,7 @@ async fn the_list_has_the_time_that_the_gateway_knows() {
             revision_id: "r".into(),
             deployed,
             requested_at: Some(Timestamp::from_unix_ms(1_766_000_000_007)),
+            ..DesiredDeployment::default()
         };
         let gone = world.ids.next();
         *world.project.desired.lock().unwrap() =

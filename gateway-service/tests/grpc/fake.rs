@@ -10,10 +10,10 @@ use std::{
 
 use async_trait::async_trait;
 use proto::project::{
-    ApisExistRequest, ApisExistResponse, Artifact, CheckRequest, CheckResponse, DeploymentReport,
-    DesiredDeployment, GetArtifactsRequest, GetArtifactsResponse, ListDesiredRequest, ListDesiredResponse,
-    ListMembershipsRequest, ListMembershipsResponse, PutServiceAccountRequest, RemoveServiceAccountRequest,
-    ReportDeploymentsRequest,
+    ApisExistRequest, ApisExistResponse, Artifact, ArtifactImport, CheckRequest, CheckResponse,
+    DeploymentReport, DesiredDeployment, GetArtifactsRequest, GetArtifactsResponse, ImportArtifactsRequest,
+    ImportArtifactsResponse, ListDesiredRequest, ListDesiredResponse, ListMembershipsRequest,
+    ListMembershipsResponse, PutServiceAccountRequest, RemoveServiceAccountRequest, ReportDeploymentsRequest,
     access_service_server::{AccessService, AccessServiceServer},
     check_response::Decision,
     desired_state_service_server::{DesiredStateService, DesiredStateServiceServer},
@@ -37,6 +37,16 @@ pub(crate) struct Project {
     pub(crate) desired: Mutex<Vec<DesiredDeployment>>,
     pub(crate) artifacts: Mutex<Vec<Artifact>>,
     pub(crate) reports: Mutex<Vec<DeploymentReport>>,
+    /// What gateways handed over, by gateway and the gateway's own id.
+    pub(crate) imported: Mutex<HashMap<(String, String), ArtifactImport>>,
+    /// How many artifacts each question about imports had.
+    pub(crate) imports: Mutex<Vec<usize>>,
+    /// Whoever writes keeps imports waiting.
+    pub(crate) importing: tokio::sync::RwLock<()>,
+    /// How often it was down when it was asked.
+    pub(crate) refusals: AtomicUsize,
+    /// How often it was asked what is wanted.
+    pub(crate) listed: AtomicUsize,
     /// How often it was asked for a decision.
     pub(crate) checks: AtomicUsize,
     /// Fails every call.
@@ -63,7 +73,11 @@ impl Project {
     }
 
     fn up(&self) -> Result<(), Status> {
-        if self.down.load(Ordering::SeqCst) { Err(Status::internal("as told")) } else { Ok(()) }
+        if self.down.load(Ordering::SeqCst) {
+            self.refusals.fetch_add(1, Ordering::SeqCst);
+            return Err(Status::internal("as told"));
+        }
+        Ok(())
     }
 }
 
@@ -115,6 +129,42 @@ impl AccessService for Face {
 
 #[async_trait]
 impl DesiredStateService for Face {
+    async fn import_artifacts(
+        &self,
+        request: Request<ImportArtifactsRequest>,
+    ) -> Result<Response<ImportArtifactsResponse>, Status> {
+        self.0.up()?;
+        let asked = request.into_inner();
+        drop(self.0.importing.read().await);
+        let mut imports = self.0.imports.lock().unwrap();
+        imports.push(asked.artifacts.len());
+        let mut known = self.0.imported.lock().unwrap();
+        let artifacts = asked.artifacts.into_iter().map(|artifact| {
+            if !artifact.configuration_json.contains("RestApi") {
+                let error = "configuration.kind must be RestApi".to_owned();
+                return ArtifactImport { dpid: artifact.dpid, error, ..ArtifactImport::default() };
+            }
+            let made = known.entry((asked.gateway_id.clone(), artifact.dpid.clone())).or_insert_with(|| {
+                let ids = service_kit::Ids::new(Clock::system());
+                let (api_id, deployment_id) = (ids.next(), ids.next());
+                let event = if artifact.deployed { "api.deployed" } else { "api.undeployed" };
+                ArtifactImport {
+                    dpid: artifact.dpid.clone(),
+                    payload_json: format!(r#"{{"apiId":"{api_id}","deploymentId":"{deployment_id}"}}"#),
+                    api_id,
+                    deployment_id,
+                    created_at: artifact.deployed_at,
+                    updated_at: artifact.deployed_at,
+                    performed_at: artifact.deployed_at,
+                    event_type: event.to_owned(),
+                    error: String::new(),
+                }
+            });
+            made.clone()
+        });
+        Ok(Response::new(ImportArtifactsResponse { artifacts: artifacts.collect() }))
+    }
+
     async fn report_deployments(
         &self,
         request: Request<ReportDeploymentsRequest>,
@@ -129,7 +179,9 @@ impl DesiredStateService for Face {
         _: Request<ListDesiredRequest>,
     ) -> Result<Response<ListDesiredResponse>, Status> {
         self.0.up()?;
-        Ok(Response::new(ListDesiredResponse { deployments: self.0.desired.lock().unwrap().clone() }))
+        let deployments = self.0.desired.lock().unwrap().clone();
+        self.0.listed.fetch_add(1, Ordering::SeqCst);
+        Ok(Response::new(ListDesiredResponse { deployments }))
     }
 
     async fn get_artifacts(
@@ -177,7 +229,7 @@ pub(crate) async fn serve_auth(ca: &DevCa, signer: &Signer) -> Running {
 
 pub(crate) async fn serve_project(ca: &DevCa, signer: &Signer, project: Arc<Project>) -> Running {
     let face = Face(project);
-    let routes =
-        Routes::new(AccessServiceServer::new(face.clone())).add_service(DesiredStateServiceServer::new(face));
+    let routes = Routes::new(AccessServiceServer::new(face.clone()))
+        .add_service(DesiredStateServiceServer::new(face).max_decoding_message_size(8 * 1024 * 1024));
     serve(ca, signer, "project-service", routes).await
 }

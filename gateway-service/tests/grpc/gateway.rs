@@ -5,6 +5,7 @@ use proto::gateway::{
     gateway_frame::Frame as From, gateway_link_client::GatewayLinkClient, platform_frame::Frame as To,
 };
 use serde_json::Value;
+use service_kit::client::Upstream;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Status, Streaming};
@@ -43,6 +44,25 @@ impl TestGateway {
         let first = tokio::time::timeout(PATIENCE, stream.message()).await.unwrap().unwrap().unwrap();
         let Some(To::Connected(connected)) = first.frame else { panic!("not first: {first:?}") };
         Self { connected, frames, stream }
+    }
+
+    /// Connects with a hello, if it is admitted.
+    pub(crate) async fn try_connect(world: &World, token: &str, first: From) -> Result<Self, Status> {
+        Self::try_connect_to(world.upstream("edge-proxy"), token, first).await
+    }
+
+    /// Connects by an upstream, if it is admitted.
+    pub(crate) async fn try_connect_to(upstream: Upstream, token: &str, first: From) -> Result<Self, Status> {
+        let (frames, receiver) = mpsc::channel(64);
+        frames.send(GatewayFrame { frame: Some(first) }).await.unwrap();
+        let request: Request<ReceiverStream<GatewayFrame>> = with_key(token, ReceiverStream::new(receiver));
+        let mut stream = GatewayLinkClient::new(upstream).connect(request).await?.into_inner();
+        match tokio::time::timeout(PATIENCE, stream.message()).await.expect("a frame in time")? {
+            Some(PlatformFrame { frame: Some(To::Connected(connected)) }) => {
+                Ok(Self { connected, frames, stream })
+            }
+            other => panic!("not first: {other:?}"),
+        }
     }
 
     /// The next frame; `None` at the end of the stream.
@@ -97,7 +117,12 @@ impl TestGateway {
     }
 
     pub(crate) async fn heartbeat(&self) {
-        self.send(From::Heartbeat(Heartbeat { revision: 0 })).await;
+        self.done_with(0).await;
+    }
+
+    /// Says that it is done with everything up to a revision.
+    pub(crate) async fn done_with(&self, revision: u64) {
+        self.send(From::Heartbeat(Heartbeat { revision, ..Heartbeat::default() })).await;
     }
 
     /// Says that an event was performed, or why not.

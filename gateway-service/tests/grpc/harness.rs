@@ -7,10 +7,13 @@ use proto::gateway::{
     AppendEventsRequest, AppendEventsResponse, Gateway, NewEvent, RegisterGatewayRequest, RotateTokenRequest,
     RotateTokenResponse, delivery_service_client::DeliveryServiceClient,
     gateway_internal_service_client::GatewayInternalServiceClient,
+    gateway_operations_service_client::GatewayOperationsServiceClient,
     gateway_service_client::GatewayServiceClient,
 };
+use proto::project::DesiredDeployment;
 use service_kit::{
     Clock, Ids,
+    bus::BusConfig,
     client::{Upstream, UpstreamConfig},
     db::Database,
     server::{Listeners, Running},
@@ -34,6 +37,7 @@ pub(crate) struct World {
     pub(crate) organization: String,
     pub(crate) ids: Ids,
     pub(crate) link: LinkConfig,
+    pub(crate) bus: BusConfig,
     database: TestDatabase,
     ca: DevCa,
     folder: tempfile::TempDir,
@@ -59,10 +63,35 @@ pub(crate) fn quick() -> LinkConfig {
         heartbeat_ms: 20_000,
         silence_ms: 30_000,
         poll_ms: 200,
+        max_connections_per_organization: 100,
+        redeliver_ms: 60_000,
+        refused_retries: 0,
+        drift_ms: 300_000,
+        reconcile_ms: 300_000,
+        node_timeout_ms: 3_000,
+        retention_hours: 168,
     }
 }
 
 impl World {
+    /// What project-service says of a gateway whose event this is.
+    pub(crate) fn wants(&self, event: &NewEvent) -> DesiredDeployment {
+        DesiredDeployment {
+            api_id: event.artifact_id.clone(),
+            deployment_id: event.deployment_id.clone(),
+            deployed: event.r#type == "api.deployed",
+            event_type: event.r#type.clone(),
+            payload_json: event.payload_json.clone(),
+            event_id: event.id.clone(),
+            ..DesiredDeployment::default()
+        }
+    }
+
+    /// Lets project-service want the deployments that these events are of, and no others.
+    pub(crate) fn want(&self, events: &[NewEvent]) {
+        *self.project.desired.lock().unwrap() = events.iter().map(|event| self.wants(event)).collect();
+    }
+
     pub(crate) async fn start(database: TestDatabase, link: LinkConfig) -> Self {
         service_kit::tls::install_provider();
         let folder = tempfile::tempdir().unwrap();
@@ -79,6 +108,7 @@ impl World {
             organization,
             ids,
             link,
+            bus: BusConfig { url: "memory".into() },
             database,
             ca,
             folder,
@@ -101,6 +131,11 @@ impl World {
     /// Another instance on the same database.
     pub(crate) async fn instance(&self) -> Running {
         gateway_service::start(self.config(), listeners().await).await.unwrap()
+    }
+
+    /// Another instance on the same database, with a clock of its own.
+    pub(crate) async fn instance_at(&self, clock: Clock) -> Running {
+        gateway_service::start_at(self.config(), listeners().await, clock).await.unwrap()
     }
 
     /// Ends the service as SIGTERM does.
@@ -138,6 +173,7 @@ impl World {
                 project: upstream(&self.neighbours[1]),
             },
             link: self.link,
+            bus: self.bus.clone(),
         }
     }
 
@@ -163,6 +199,14 @@ impl World {
         }
     }
 
+    /// The number that a query past the service finds.
+    pub(crate) async fn count(&self, sql: &'static str) -> i64 {
+        match self.database().await {
+            Database::Sqlite(pool) => sqlx::query_scalar(sql).fetch_one(pool.read()).await.unwrap(),
+            Database::Postgres(pool) => sqlx::query_scalar(sql).fetch_one(pool.read()).await.unwrap(),
+        }
+    }
+
     /// The service as `peer` reaches it.
     pub(crate) fn upstream(&self, peer: &str) -> Upstream {
         let config = UpstreamConfig { address: self.addr.to_string(), connections: 1 };
@@ -175,6 +219,10 @@ impl World {
 
     pub(crate) fn internal(&self) -> GatewayInternalServiceClient<Upstream> {
         GatewayInternalServiceClient::new(self.upstream("edge-proxy"))
+    }
+
+    pub(crate) fn operations(&self) -> GatewayOperationsServiceClient<Upstream> {
+        GatewayOperationsServiceClient::new(self.upstream("edge-proxy"))
     }
 
     pub(crate) fn delivery(&self) -> DeliveryServiceClient<Upstream> {
@@ -239,6 +287,7 @@ impl World {
             ),
             artifact_id: api.into(),
             deployment_id: deployment.into(),
+            user_id: String::new(),
         }
     }
 }

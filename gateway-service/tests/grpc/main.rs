@@ -4,11 +4,23 @@
 
 mod acks;
 mod artifacts;
+mod cluster;
+mod events;
 mod fake;
 mod gateway;
 mod harness;
+mod imports;
+mod instance;
+mod instances;
 mod link;
 mod log;
+mod operations;
+mod reconcile;
 mod registry;
 mod restart;
+mod resume;
+mod retries;
+mod routes;
+mod snapshot;
+mod sse;
 mod tokens;

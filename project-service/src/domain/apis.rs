@@ -195,7 +195,7 @@ impl Apis {
         let found = self.find(id).await?;
         let (organization, owner) = (&found.organization_id, &found.created_by);
         self.access.authorize_delete(caller, organization, Permission::ApisDelete, owner, "API").await?;
-        let event = |gateway: &str| OutboxEvent::deleted(&self.ids, id, gateway);
+        let event = |gateway: &str| OutboxEvent::deleted(id, gateway);
         match self.store.delete_api(id, &event).await? {
             DeleteOutcome::Deleted => {
                 self.nudge.now();
@@ -226,6 +226,11 @@ impl Apis {
         }
         self.store.api(id).await?.ok_or_else(|| Error::not_found("API"))
     }
+}
+
+/// Brings an API into the form in which it is kept, and checks it as any new one.
+pub(super) fn accept(api: &mut Api) -> Result<()> {
+    validate::accept(api, None)
 }
 
 /// The project of a request is wrong; so may be other fields, which are told as well.

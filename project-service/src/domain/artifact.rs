@@ -3,12 +3,19 @@
 
 use proto::project::{Api, BackendService};
 use serde::{Deserialize, Serialize};
-use service_kit::{Error, Kind, Result};
+use service_kit::{Error, Kind, Result, error::FieldViolation};
 use url::Url;
 
 const API_VERSION: &str = "gateway.api-platform.wso2.com/v1";
-const PROJECT_ANNOTATION: &str = "gateway.api-platform.wso2.com/project-id";
-const DEFAULT_VHOST: &str = "_gateway_default_";
+/// The annotation that names the project.
+pub(super) const PROJECT_ANNOTATION: &str = "gateway.api-platform.wso2.com/project-id";
+/// How artifacts name the gateway's default host.
+pub(super) const DEFAULT_VHOST: &str = "_gateway_default_";
+/// The first segment of the paths on which gateways answer probes of themselves.
+const RESERVED: &str = "_gateway-health";
+const RESERVED_RULE: &str = "must not lie below /_gateway-health, where gateways answer probes of themselves";
+/// How many broken rules are told at most: they travel in a header of limited size.
+pub(super) const MOST: usize = 32;
 const METHODS: [&str; 7] = ["GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS"];
 
 /// An artifact, as gateways read it.
@@ -52,7 +59,7 @@ pub struct Spec {
     /// Where calls go.
     pub upstream: Upstreams,
     /// What is done to every call.
-    pub policies: Vec<serde_norway::Value>,
+    pub policies: Vec<serde_json::Value>,
     /// What can be called, in the order of the API.
     pub operations: Vec<ArtifactOperation>,
     /// The plans of subscriptions.
@@ -73,6 +80,9 @@ pub struct Vhosts {
 pub struct Upstreams {
     /// For production.
     pub main: UpstreamUrl,
+    /// For trying things out, as the gateway had it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sandbox: Option<serde_json::Value>,
 }
 
 /// One place where calls go.
@@ -91,21 +101,51 @@ pub struct ArtifactOperation {
     pub method: String,
     /// The path below the context.
     pub path: String,
+    /// What is done to calls of it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub policies: Vec<serde_json::Value>,
+}
+
+/// What an artifact that came from a gateway says and an API has no place for: it goes back into every artifact of
+/// the API, or else what a gateway protects would one day stand open.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Kept {
+    /// The handle, by which the gateway knows the API again.
+    pub handle: String,
+    /// What is done to every call.
+    pub policies: Vec<serde_json::Value>,
+    /// What is done to calls of one operation, by method and path: `GET /pets`.
+    pub operations: std::collections::BTreeMap<String, Vec<serde_json::Value>>,
+    /// The plans of subscriptions.
+    pub subscription_plans: Vec<String>,
+    /// Where calls go for trying things out.
+    pub sandbox: Option<serde_json::Value>,
 }
 
 /// The YAML of an API for one deployment. `api_id` and `project_id` are those of the working copy;
-/// `vhost` is empty for the gateway's default. FAILED_PRECONDITION as in [`check`].
-pub fn yaml(api: &Api, api_id: &str, project_id: &str, vhost: &str) -> Result<String> {
-    let artifact = build(api, api_id, project_id, vhost)?;
+/// `vhost` is empty for the gateway's default, `kept` what came with the API if it was imported from a gateway.
+/// FAILED_PRECONDITION as in [`check`].
+pub fn yaml(api: &Api, api_id: &str, project_id: &str, vhost: &str, kept: Option<&Kept>) -> Result<String> {
+    let artifact = build(api, api_id, project_id, vhost, &kept.cloned().unwrap_or_default())?;
     serde_norway::to_string(&artifact).map_err(Error::internal)
 }
 
 /// Whether gateways accept an API. FAILED_PRECONDITION `NOT_DEPLOYABLE` names every field that they do not.
 pub fn check(api: &Api) -> Result<()> {
-    let mut broken: Vec<(String, String)> = Vec::new();
-    let mut rule = |holds: bool, field: String, rule: &str| {
+    let broken = violations(api);
+    let Some(first) = broken.first() else { return Ok(()) };
+    let sentence = format!("the API cannot be deployed: {} {}", first.field, first.message);
+    let error = Error::new(Kind::FailedPrecondition, "NOT_DEPLOYABLE", sentence);
+    Err(broken.into_iter().take(MOST).fold(error, |error, one| error.naming(one.field, one.message)))
+}
+
+/// The fields of an API that gateways do not accept.
+pub(super) fn violations(api: &Api) -> Vec<FieldViolation> {
+    let mut broken = Vec::new();
+    let mut rule = |holds: bool, field: String, message: &str| {
         if !holds {
-            broken.push((field, rule.to_owned()));
+            broken.push(FieldViolation { field, message: message.to_owned() });
         }
     };
     rule(
@@ -120,12 +160,15 @@ pub fn check(api: &Api) -> Result<()> {
         "context".to_owned(),
         "must start with a slash and not end with one",
     );
+    rule(!is_reserved(context), "context".to_owned(), RESERVED_RULE);
     rule(!api.operations.is_empty(), "operations".to_owned(), "must have at least one entry");
     for (i, operation) in api.operations.iter().enumerate() {
         let request = operation.request.clone().unwrap_or_default();
         let at = |field: &str| format!("operations[{i}].request.{field}");
         rule(METHODS.contains(&request.method.as_str()), at("method"), "must be a method that gateways know");
         rule(request.path.starts_with('/'), at("path"), "must start with a slash");
+        let reserved = !is_reserved(context) && is_reserved(&format!("{context}{}", request.path));
+        rule(!reserved, at("path"), RESERVED_RULE);
     }
     match default_backend(api) {
         None => rule(false, "backend-services".to_owned(), "must name the backend that calls go to"),
@@ -137,26 +180,41 @@ pub fn check(api: &Api) -> Result<()> {
             rule(good, field, "must be an absolute http or https URL");
         }
     }
-    let Some((field, message)) = broken.first() else { return Ok(()) };
-    let sentence = format!("the API cannot be deployed: {field} {message}");
-    let error = Error::new(Kind::FailedPrecondition, "NOT_DEPLOYABLE", sentence);
-    Err(broken.into_iter().fold(error, |error, (field, message)| error.naming(field, message)))
+    broken
 }
 
-fn build(api: &Api, api_id: &str, project_id: &str, vhost: &str) -> Result<Artifact> {
+/// Whether a path is where gateways answer probes of themselves, once they have resolved its dots and slashes.
+fn is_reserved(path: &str) -> bool {
+    let mut resolved = Vec::new();
+    for segment in path.split('/') {
+        match segment {
+            "" | "." => {}
+            ".." => drop(resolved.pop()),
+            segment => resolved.push(segment),
+        }
+    }
+    resolved.first() == Some(&RESERVED)
+}
+
+fn build(api: &Api, api_id: &str, project_id: &str, vhost: &str, kept: &Kept) -> Result<Artifact> {
     check(api)?;
     let version = gateway_version(&api.version).unwrap_or_default();
     let upstream = default_backend(api).and_then(|(_, backend)| backend.endpoints.first());
     let project = |key: &str| [(key.to_owned(), project_id.to_owned())].into();
     let operation = |operation: &proto::project::Operation| {
         let request = operation.request.as_ref()?;
-        Some(ArtifactOperation { method: request.method.clone(), path: request.path.clone() })
+        let (method, path) = (request.method.clone(), request.path.clone());
+        let policies = kept.operations.get(&format!("{method} {path}")).cloned().unwrap_or_default();
+        Some(ArtifactOperation { method, path, policies })
     };
     Ok(Artifact {
         api_version: API_VERSION.to_owned(),
         kind: "RestApi".to_owned(),
         metadata: Metadata {
-            name: handle(&api.name, version, api_id),
+            name: match kept.handle.as_str() {
+                "" => handle(&api.name, version, api_id),
+                given => given.to_owned(),
+            },
             labels: project("project-id"),
             annotations: project(PROJECT_ANNOTATION),
         },
@@ -167,20 +225,27 @@ fn build(api: &Api, api_id: &str, project_id: &str, vhost: &str) -> Result<Artif
             vhosts: Vhosts { main: if vhost.is_empty() { DEFAULT_VHOST } else { vhost }.to_owned() },
             upstream: Upstreams {
                 main: UpstreamUrl { url: upstream.map(|endpoint| endpoint.url.clone()).unwrap_or_default() },
+                sandbox: kept.sandbox.clone(),
             },
-            policies: Vec::new(),
+            policies: kept.policies.clone(),
             operations: api.operations.iter().filter_map(operation).collect(),
-            subscription_plans: Vec::new(),
+            subscription_plans: kept.subscription_plans.clone(),
         },
     })
 }
 
 /// The version as gateways take it: `^v?\d+(\.\d+)?(\.\d+)?$`. A suffix such as `-SNAPSHOT` is left out.
-fn gateway_version(version: &str) -> Option<&str> {
+pub(super) fn gateway_version(version: &str) -> Option<&str> {
     let release = version.split_once('-').map_or(version, |(release, _)| release);
     let numbers: Vec<&str> = release.strip_prefix('v').unwrap_or(release).split('.').collect();
     let numeric = |part: &&str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
     (numbers.len() <= 3 && numbers.iter().all(numeric)).then_some(release)
+}
+
+/// The version by which gateways tell APIs of one name apart; nothing when the version does not fit, or when the name is
+/// changed for gateways, which makes it unique.
+pub(super) fn shown_version(api: &Api) -> Option<&str> {
+    gateway_version(&api.version).filter(|_| display_name(&api.name, "") == api.name)
 }
 
 /// The name as gateways take it. When it had to be changed, a part of the id keeps it unique.
@@ -216,115 +281,4 @@ fn default_backend(api: &Api) -> Option<(usize, &BackendService)> {
 }
 
 #[cfg(test)]
-mod tests {
-    use proto::project::{Api, BackendService, Endpoint, Operation, OperationRequest};
-
-    use super::{Artifact, check, display_name, gateway_version, handle, yaml};
-
-    const ID: &str = "0198f0c5-0000-7000-8000-0123456789ab";
-
-    fn api() -> Api {
-        let operation = |method: &str, path: &str| Operation {
-            request: Some(OperationRequest {
-                method: method.into(),
-                path: path.into(),
-                ..OperationRequest::default()
-            }),
-            ..Operation::default()
-        };
-        Api {
-            name: "Pets: all".into(),
-            version: "1.0.27-SNAPSHOT".into(),
-            context: "/pets".into(),
-            backend_services: vec![BackendService {
-                name: "default".into(),
-                endpoints: vec![Endpoint { url: "https://pets.test/v1".into(), ..Endpoint::default() }],
-                ..BackendService::default()
-            }],
-            operations: vec![operation("GET", "/pets/{petId}"), operation("POST", "/pets: {x}")],
-            ..Api::default()
-        }
-    }
-
-    #[test]
-    fn artifacts_are_read_back_as_they_were_written() {
-        let text = yaml(&api(), ID, "p1", "").unwrap();
-        let read: Artifact = serde_norway::from_str(&text).unwrap();
-        assert_eq!(read.api_version, "gateway.api-platform.wso2.com/v1");
-        assert_eq!(read.kind, "RestApi");
-        assert_eq!(read.metadata.name, "pets-all-1-0-27-0123456789ab");
-        assert_eq!(read.metadata.labels["project-id"], "p1");
-        assert_eq!(read.metadata.annotations["gateway.api-platform.wso2.com/project-id"], "p1");
-        assert_eq!(read.spec.display_name, "Pets all 0123456789ab");
-        assert_eq!(read.spec.version, "1.0.27");
-        assert_eq!(read.spec.context, "/pets");
-        assert_eq!(read.spec.vhosts.main, "_gateway_default_");
-        assert_eq!(read.spec.upstream.main.url, "https://pets.test/v1");
-        let operations: Vec<_> =
-            read.spec.operations.iter().map(|one| (one.method.as_str(), one.path.as_str())).collect();
-        assert_eq!(operations, [("GET", "/pets/{petId}"), ("POST", "/pets: {x}")]);
-        assert!(text.contains("policies: []") && text.contains("subscriptionPlans: []"), "{text}");
-        let named = yaml(&api(), ID, "p1", "pets.test").unwrap();
-        assert!(named.contains("main: pets.test"), "{named}");
-    }
-
-    #[test]
-    fn every_rule_of_the_gateway_names_its_field() {
-        type Break = fn(&mut Api);
-        let cases: [(Break, &str); 9] = [
-            (|api| api.version = "beta".into(), "version"),
-            (|api| api.version = "1.2.3.4".into(), "version"),
-            (|api| api.context = format!("/{}", "a".repeat(200)), "context"),
-            (|api| api.context = "/a/".into(), "context"),
-            (|api| api.operations.clear(), "operations"),
-            (
-                |api| api.operations[1].request.as_mut().unwrap().method = "TRACE".into(),
-                "operations[1].request.method",
-            ),
-            (|api| api.operations[0].request = None, "operations[0].request.method"),
-            (|api| api.backend_services.clear(), "backend-services"),
-            (|api| api.backend_services[0].endpoints.clear(), "backend-services[0].endpoints[0].url"),
-        ];
-        for (break_it, field) in cases {
-            let mut api = api();
-            check(&api).unwrap();
-            break_it(&mut api);
-            let error = check(&api).unwrap_err();
-            assert_eq!(error.reason(), "NOT_DEPLOYABLE");
-            assert_eq!(error.violations()[0].field, field);
-            assert!(yaml(&api, ID, "p1", "").is_err());
-        }
-        let empty = check(&Api::default()).unwrap_err();
-        let fields: Vec<&str> = empty.violations().iter().map(|one| one.field.as_str()).collect();
-        assert_eq!(fields, ["version", "context", "operations", "backend-services"]);
-    }
-
-    #[test]
-    fn of_several_backends_the_default_counts() {
-        let mut api = api();
-        let second = BackendService {
-            name: "second".into(),
-            endpoints: vec![Endpoint { url: "http://second.test".into(), ..Endpoint::default() }],
-            ..BackendService::default()
-        };
-        api.backend_services.push(second);
-        assert_eq!(check(&api).unwrap_err().violations()[0].field, "backend-services");
-        api.backend_services[1].is_default = true;
-        assert!(yaml(&api, ID, "p1", "").unwrap().contains("url: http://second.test"));
-    }
-
-    #[test]
-    fn names_and_versions_fit_the_gateway() {
-        for (given, kept) in [("v1", Some("v1")), ("1.2.3", Some("1.2.3")), ("2024-01-01", Some("2024"))] {
-            assert_eq!(gateway_version(given), kept);
-        }
-        for bad in ["", "v", "1.", ".1", "1.2.3.4", "v1beta1", "-1", "1..2", "V1"] {
-            assert_eq!(gateway_version(bad), None, "{bad:?}");
-        }
-        assert_eq!(display_name("Pet Store_1.0-b", ID), "Pet Store_1.0-b");
-        assert_eq!(display_name("宠物", ID), "0123456789ab");
-        let long = display_name(&"x".repeat(128), ID);
-        assert!(long.len() <= 100 && long.ends_with(" 0123456789ab"), "{long}");
-        assert_eq!(handle("宠物 & Co", "v1.0", ID), "co-v1-0-0123456789ab");
-    }
-}
+mod tests;

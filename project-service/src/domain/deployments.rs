@@ -8,13 +8,17 @@ mod state;
 mod targets;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashSet},
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
 
-use proto::{gateway::ResolvedGateway, project::Api};
+use proto::{
+    gateway::{NewEvent, ResolvedGateway},
+    project::Api,
+};
 use service_kit::{AuthContext, Clock, Error, Ids, Kind, Result, outbox::Nudge, page::Page};
 
+pub(super) use self::targets::is_host;
 use self::{
     events::{Gateways, OutboxEvent},
     targets::{at, revision_of},
@@ -80,6 +84,17 @@ pub struct Counts {
     pub failed: u32,
 }
 
+/// What a gateway is to do with one API.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Desired {
+    /// The newest deployment of the API.
+    pub deployment: Deployment,
+    /// The event that tells the gateway.
+    pub event: NewEvent,
+    /// Whether that event is still in the outbox.
+    pub on_its_way: bool,
+}
+
 /// An artifact for a gateway.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Artifact {
@@ -138,6 +153,7 @@ impl Deployments {
             };
             return Err(Error::fields(gone.into_iter().map(violation).collect()));
         }
+        self.check_names(&api, targets).await?;
         let order = self.order(caller, api_id, revision_id, targets, &known);
         if !self.store.deploy(&order, &artifact::check).await? {
             return Err(Error::not_found("API"));
@@ -145,7 +161,7 @@ impl Deployments {
         self.nudge.now();
         tracing::info!(api = api_id, gateways = targets.len(), "deployment asked for");
         let rows = order.rows.into_iter().map(|(row, _)| row).collect();
-        Ok((rows, self.counts(&self.store.current(api_id).await?, &known)))
+        Ok((rows, counts(&self.store.states(api_id).await?, &known)))
     }
 
     /// Asks gateways to stop running an API. Each must be running it, at the revision that is named.
@@ -166,7 +182,7 @@ impl Deployments {
             gateways: targets.iter().enumerate().map(wanted).collect(),
             requested_at: self.clock.now_ms(),
         };
-        let event = |row: &Deployment| OutboxEvent::of(&self.ids, events::API_UNDEPLOYED, row, &row.vhost);
+        let event = |row: &Deployment| OutboxEvent::of(row, "");
         let rows = match self.store.undeploy(&order, &event).await? {
             UndeployOutcome::Written(rows) => rows,
             UndeployOutcome::Missing => return Err(Error::not_found("API")),
@@ -180,7 +196,7 @@ impl Deployments {
         self.nudge.now();
         tracing::info!(api = api_id, gateways = targets.len(), "undeployment asked for");
         let known = self.resolve_or_none(&api, targets).await;
-        Ok((rows, self.counts(&self.store.current(api_id).await?, &known)))
+        Ok((rows, counts(&self.store.states(api_id).await?, &known)))
     }
 
     /// The newest deployment of an API on each of its gateways, newest first.
@@ -191,12 +207,11 @@ impl Deployments {
         page: Page,
     ) -> Result<(Listed<Deployment>, Counts)> {
         let api = self.apis.authorized(caller, api_id, Permission::ApisRead).await?;
-        let current = self.store.current(api_id).await?;
         let known = self.resolve_or_none(&api, &[]).await;
-        let counts = self.counts(&current, &known);
-        let total = i64::try_from(current.len()).unwrap_or(i64::MAX);
-        let (skip, take) = (page.offset as usize, page.limit as usize);
-        Ok((Listed { list: current.into_iter().skip(skip).take(take).collect(), total }, counts))
+        let states = self.store.states(api_id).await?;
+        let total = i64::try_from(states.len()).unwrap_or(i64::MAX);
+        let list = self.store.current(api_id, page).await?;
+        Ok((Listed { list, total }, counts(&states, &known)))
     }
 
     /// Records what gateways reported. What is unknown, or changes nothing, is passed over.
@@ -204,9 +219,25 @@ impl Deployments {
         self.store.report(reports).await
     }
 
-    /// What a gateway is to run: the newest deployment of each API, undeployed ones included.
-    pub async fn desired(&self, gateway_id: &str) -> Result<Vec<Deployment>> {
-        self.store.on_gateway(gateway_id).await
+    /// What a gateway, which serves on `vhost`, is to run: the newest deployment of each API, undeployed
+    /// ones included. An API that is in nothing of this is gone: its deployments go with it, and only then.
+    pub async fn desired(&self, gateway_id: &str, vhost: &str) -> Result<Vec<Desired>> {
+        let deployments = self.store.on_gateway(gateway_id).await?;
+        let desired = |deployment: Deployment| {
+            let event = events::event_of(&deployment, vhost);
+            Desired { deployment, event, on_its_way: false }
+        };
+        let mut desired: Vec<_> = deployments.into_iter().map(desired).collect();
+        // What a gateway has answered has left.
+        let unanswered =
+            |one: &&Desired| matches!(one.deployment.status, Status::Pending | Status::Undeploying);
+        let asked = desired.iter().filter(unanswered).map(|one| one.event.id.clone()).collect();
+        // After the deployments were read: what has left in between is in the gateway's log by now.
+        let waiting = self.store.waiting(asked).await?;
+        for one in &mut desired {
+            one.on_its_way = waiting.contains(&one.event.id);
+        }
+        Ok(desired)
     }
 
     /// Artifacts of deployments to a gateway; those that are not its own are left out.
@@ -245,6 +276,24 @@ impl Deployments {
         Ok(())
     }
 
+    /// A gateway takes one API of a name and version.
+    async fn check_names(&self, api: &StoredApi, targets: &[Target]) -> Result<()> {
+        let Some(version) = artifact::shown_version(&api.api) else { return Ok(()) };
+        let others = self.store.namesakes(&api.api.id).await?;
+        let taken = |target: &Target| {
+            let is_there = |(gateway, other): &(String, String)| {
+                *gateway == target.gateway_id && artifact::gateway_version(other) == Some(version)
+            };
+            others.iter().any(is_there)
+        };
+        let mut broken = targets.iter().enumerate().filter(|(_, target)| taken(target)).peekable();
+        let Some((first, _)) = broken.peek() else { return Ok(()) };
+        let rule = "must not have another API with this name and version";
+        let message = format!("the API cannot be deployed: {} {rule}", at(*first, "gatewayId"));
+        let error = Error::new(Kind::FailedPrecondition, "NOT_DEPLOYABLE", message);
+        Err(broken.take(artifact::MOST).fold(error, |error, (i, _)| error.naming(at(i, "gatewayId"), rule)))
+    }
+
     /// Everything that a deploy writes.
     fn order(
         &self,
@@ -281,8 +330,7 @@ impl Deployments {
             };
             let default =
                 known.get(&row.gateway_id).map(|gateway| gateway.vhost.as_str()).unwrap_or_default();
-            let vhost = if row.vhost.is_empty() { default } else { &row.vhost };
-            let event = OutboxEvent::of(&self.ids, events::API_DEPLOYED, &row, vhost);
+            let event = OutboxEvent::of(&row, default);
             (row, event)
         };
         let rows: Vec<_> = targets.iter().enumerate().map(row).collect();
@@ -297,8 +345,7 @@ impl Deployments {
         targets: &[Target],
     ) -> Result<BTreeMap<String, ResolvedGateway>> {
         let mut ids: BTreeSet<String> = targets.iter().map(|target| target.gateway_id.clone()).collect();
-        let current = self.store.current(&api.api.id).await?;
-        ids.extend(current.into_iter().map(|row| row.gateway_id));
+        ids.extend(self.store.states(&api.api.id).await?.into_iter().map(|(gateway, _)| gateway));
         let ids: Vec<String> = ids.into_iter().collect();
         let mut known = BTreeMap::new();
         for some in ids.chunks(RESOLVE_MOST) {
@@ -319,18 +366,19 @@ impl Deployments {
             BTreeMap::new()
         })
     }
+}
 
-    fn counts(&self, current: &[Deployment], known: &BTreeMap<String, ResolvedGateway>) -> Counts {
-        let of = |holds: &dyn Fn(&Deployment) -> bool| {
-            u32::try_from(current.iter().filter(|row| holds(row)).count()).unwrap_or(u32::MAX)
-        };
-        let connected: HashSet<&str> =
-            known.values().filter(|gateway| gateway.connected).map(|gateway| gateway.id.as_str()).collect();
-        Counts {
-            live: of(&|row| row.status != Status::Undeployed && connected.contains(row.gateway_id.as_str())),
-            deployed: of(&|row| row.status == Status::Deployed),
-            failed: of(&|row| row.status == Status::Failed),
-        }
+/// The counts over the states on all gateways of an API.
+fn counts(states: &[(String, Status)], known: &BTreeMap<String, ResolvedGateway>) -> Counts {
+    let of = |holds: &dyn Fn(&str, Status) -> bool| {
+        let count = states.iter().filter(|(gateway, status)| holds(gateway, *status)).count();
+        u32::try_from(count).unwrap_or(u32::MAX)
+    };
+    let connected = |gateway: &str| known.get(gateway).is_some_and(|known| known.connected);
+    Counts {
+        live: of(&|gateway, status| status != Status::Undeployed && connected(gateway)),
+        deployed: of(&|_, status| status == Status::Deployed),
+        failed: of(&|_, status| status == Status::Failed),
     }
 }
 
@@ -338,7 +386,8 @@ impl Deployments {
 pub type CheckApi<'a> = &'a (dyn Fn(&Api) -> Result<()> + Send + Sync);
 
 fn artifact_of(source: ArtifactSource) -> Result<Artifact> {
-    let yaml = artifact::yaml(&source.api, &source.api_id, &source.project_id, &source.vhost)?;
+    let yaml =
+        artifact::yaml(&source.api, &source.api_id, &source.project_id, &source.vhost, source.kept.as_ref())?;
     Ok(Artifact { api_id: source.api_id, deployment_id: source.deployment_id, yaml })
 }
 

@@ -3,22 +3,27 @@
 use proto::project::{
     ApisExistRequest, ApisExistResponse, Artifact, DeployRevisionRequest, DeployRevisionResponse,
     Deployment as DeploymentMessage, DeploymentReport, DeploymentStatus, DeploymentTarget, DesiredDeployment,
-    GetArtifactsRequest, GetArtifactsResponse, ListDeploymentsRequest, ListDeploymentsResponse,
-    ListDesiredRequest, ListDesiredResponse, ReportDeploymentsRequest, UndeployRevisionRequest,
-    UndeployRevisionResponse,
+    GetArtifactsRequest, GetArtifactsResponse, ImportArtifactsRequest, ImportArtifactsResponse,
+    ListDeploymentsRequest, ListDeploymentsResponse, ListDesiredRequest, ListDesiredResponse,
+    ReportDeploymentsRequest, UndeployRevisionRequest, UndeployRevisionResponse,
     deployment_service_server::{DeploymentService, DeploymentServiceServer},
     desired_state_service_server::{DesiredStateService, DesiredStateServiceServer},
 };
 use service_kit::{AuthContext, field::Checks, page::Page, server::max_request_bytes};
 use tonic::{Request, Response, Status, server::NamedService};
 
-use super::{count, time};
-use crate::domain::deployments::{self as domain, Counts, Deployment, Deployments, Report, Target};
+use super::{count, imports, time};
+use crate::domain::{
+    deployments::{self as domain, Counts, Deployment, Deployments, Desired, Report, Target},
+    imports::Imports,
+};
 
 /// The most reports of one call.
 const REPORTS: usize = 500;
 /// The most artifacts of one call.
 const ARTIFACTS: usize = 50;
+/// The most imports of one call.
+const IMPORTS: usize = 100;
 /// The most APIs of one call.
 const APIS: usize = 1_000;
 
@@ -32,6 +37,7 @@ pub(crate) struct DeploymentGrpc {
 #[derive(Debug)]
 pub(crate) struct DesiredStateGrpc {
     pub(crate) deployments: Deployments,
+    pub(crate) imports: Imports,
 }
 
 impl DeploymentGrpc {
@@ -109,15 +115,11 @@ impl DesiredStateService for DesiredStateGrpc {
         &self,
         request: Request<ListDesiredRequest>,
     ) -> Result<Response<ListDesiredResponse>, Status> {
-        let rows = self.deployments.desired(&request.get_ref().gateway_id).await?;
-        let message = |row: Deployment| DesiredDeployment {
-            api_id: row.api_id,
-            deployment_id: row.id,
-            revision_id: row.revision_id,
-            deployed: row.desired,
-            requested_at: time(row.requested_at),
-        };
-        Ok(Response::new(ListDesiredResponse { deployments: rows.into_iter().map(message).collect() }))
+        let request = request.into_inner();
+        let desired = self.deployments.desired(&request.gateway_id, &request.vhost).await?;
+        Ok(Response::new(ListDesiredResponse {
+            deployments: desired.into_iter().map(desired_message).collect(),
+        }))
     }
 
     async fn get_artifacts(
@@ -137,6 +139,19 @@ impl DesiredStateService for DesiredStateGrpc {
             yaml: artifact.yaml.into_bytes(),
         };
         Ok(Response::new(GetArtifactsResponse { artifacts: found.into_iter().map(message).collect() }))
+    }
+
+    async fn import_artifacts(
+        &self,
+        request: Request<ImportArtifactsRequest>,
+    ) -> Result<Response<ImportArtifactsResponse>, Status> {
+        let ImportArtifactsRequest { organization_id, gateway_id, artifacts } = request.into_inner();
+        at_most("artifacts", artifacts.len(), IMPORTS)?;
+        let artifacts: Vec<_> = artifacts.into_iter().map(imports::artifact).collect();
+        let answers = self.imports.import(&organization_id, &gateway_id, &artifacts).await?;
+        let message = |(artifact, answer)| imports::message(artifact, answer);
+        let artifacts = artifacts.into_iter().zip(answers).map(message).collect();
+        Ok(Response::new(ImportArtifactsResponse { artifacts }))
     }
 
     async fn apis_exist(
@@ -185,6 +200,21 @@ fn message(row: Deployment, counts: Counts) -> DeploymentMessage {
         live_gateway_count: counts.live,
         deployed_gateway_count: counts.deployed,
         failed_gateway_count: counts.failed,
+    }
+}
+
+fn desired_message(desired: Desired) -> DesiredDeployment {
+    let Desired { deployment, event, on_its_way } = desired;
+    DesiredDeployment {
+        api_id: deployment.api_id,
+        deployment_id: deployment.id,
+        revision_id: deployment.revision_id,
+        deployed: deployment.desired,
+        requested_at: time(deployment.requested_at),
+        event_type: event.r#type,
+        payload_json: event.payload_json,
+        event_id: event.id,
+        on_its_way,
     }
 }
 

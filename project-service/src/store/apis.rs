@@ -8,6 +8,7 @@ use service_kit::{
     db::{PostgresPool, SqlitePool, is_unique_violation},
     page::Page,
 };
+use sqlx::{PgConnection, SqliteConnection};
 use trait_gen::trait_gen;
 
 use super::{
@@ -102,22 +103,22 @@ fn millis(time: Option<Timestamp>) -> i64 {
 
 const INSERT_KEYS: &str = "INSERT INTO api_private_keys (api_id, sealed) VALUES ($1, $2)";
 
-#[trait_gen(Pool -> SqlitePool, PostgresPool)]
+/// Writes APIs within a transaction.
 #[async_trait]
-impl ApiStore for SqlStore<Pool> {
-    async fn create_api(
-        &self,
-        new: &StoredApi,
-        sealed_keys: Option<Vec<u8>>,
-        definition: Option<&Definition>,
-    ) -> Result<WriteOutcome> {
+pub(super) trait InsertApi {
+    /// Writes an API, unless its project has another with its name, context and version: then false.
+    async fn insert_api(&mut self, new: &StoredApi, document: &str) -> sqlx::Result<bool>;
+}
+
+#[trait_gen(Connection -> SqliteConnection, PgConnection)]
+#[async_trait]
+impl InsertApi for Connection {
+    async fn insert_api(&mut self, new: &StoredApi, document: &str) -> sqlx::Result<bool> {
         let api = &new.api;
-        let document = write_document(api)?;
-        let mut tx = self.pool.begin().await?;
         let inserted = sqlx::query(
             "INSERT INTO apis (id, organization_id, project_id, name, context, version, life_cycle_status,
                type, document, created_by, created_at, updated_at)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $11)",
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $11) ON CONFLICT DO NOTHING",
         )
         .bind(&api.id)
         .bind(&new.organization_id)
@@ -130,11 +131,27 @@ impl ApiStore for SqlStore<Pool> {
         .bind(document)
         .bind(&new.created_by)
         .bind(millis(api.created_at))
-        .execute(&mut *tx)
-        .await;
-        match inserted {
-            Ok(_) => {}
-            Err(error) if is_unique_violation(&error) => return Ok(WriteOutcome::Taken),
+        .execute(&mut *self)
+        .await?;
+        Ok(inserted.rows_affected() > 0)
+    }
+}
+
+#[trait_gen(Pool -> SqlitePool, PostgresPool)]
+#[async_trait]
+impl ApiStore for SqlStore<Pool> {
+    async fn create_api(
+        &self,
+        new: &StoredApi,
+        sealed_keys: Option<Vec<u8>>,
+        definition: Option<&Definition>,
+    ) -> Result<WriteOutcome> {
+        let api = &new.api;
+        let document = write_document(api)?;
+        let mut tx = self.pool.begin().await?;
+        match tx.insert_api(new, &document).await {
+            Ok(true) => {}
+            Ok(false) => return Ok(WriteOutcome::Taken),
             // The project was deleted since it was looked up.
             Err(error) if is_foreign_key_violation(&error) => return Ok(WriteOutcome::Missing),
             Err(error) => return Err(error.into()),

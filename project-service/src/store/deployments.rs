@@ -1,7 +1,9 @@
 //! Deployments in SQL. What changes desired state locks the API's row first and writes its events to
 //! the outbox in the same transaction, so that events leave in the order of commits.
 
-use std::collections::BTreeSet;
+mod parts;
+
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use async_trait::async_trait;
 use proto::project::Api;
@@ -9,14 +11,19 @@ use service_kit::{
     Error, Result,
     db::{PostgresPool, SqlitePool},
     outbox::Append as _,
+    page::Page,
 };
-use sqlx::{PgConnection, SqliteConnection};
+use sqlx::QueryBuilder;
 use trait_gen::trait_gen;
+
+pub(super) use self::parts::Parts;
+use self::parts::{LockApis as _, ROWS};
 
 use super::{SqlStore, apis::read_document, revisions::Freeze as _};
 use crate::domain::{
+    artifact::Kept,
     deployments::{
-        Action, CheckApi, Deployment, Report, Status,
+        CheckApi, Deployment, Report, Status,
         events::{OutboxEvent, TOPIC},
     },
     revisions::NewRevision,
@@ -70,6 +77,8 @@ pub struct ArtifactSource {
     pub vhost: String,
     /// The API at its revision, without private keys.
     pub api: Api,
+    /// What came with the API, if it was imported from a gateway.
+    pub kept: Option<Kept>,
 }
 
 /// Makes the event of a deployment.
@@ -90,20 +99,26 @@ pub trait DeploymentStore: std::fmt::Debug + Send + Sync + 'static {
     async fn report(&self, reports: &[Report]) -> Result<()>;
     /// Marks deployments as failed and not wanted any more.
     async fn give_up(&self, deployment_ids: &[String], reason: &str) -> Result<()>;
-    /// The newest deployment of an API on each gateway, newest first.
-    async fn current(&self, api_id: &str) -> Result<Vec<Deployment>>;
+    /// The state of an API's newest deployment on each of its gateways.
+    async fn states(&self, api_id: &str) -> Result<Vec<(String, Status)>>;
+    /// A page of the newest deployments of an API, one for each gateway, newest first.
+    async fn current(&self, api_id: &str, page: Page) -> Result<Vec<Deployment>>;
     /// The newest deployment of each API on a gateway, oldest first.
     async fn on_gateway(&self, gateway_id: &str) -> Result<Vec<Deployment>>;
+    /// Those of these events that have not been delivered yet.
+    async fn waiting(&self, event_ids: Vec<String>) -> Result<HashSet<String>>;
     /// A deployment to a gateway.
     async fn artifact(&self, gateway_id: &str, deployment_id: &str) -> Result<Option<ArtifactSource>>;
     /// The deployment of an API that a gateway is to run.
     async fn newest_artifact(&self, gateway_id: &str, api_id: &str) -> Result<Option<ArtifactSource>>;
+    /// The gateways that are to run other APIs of this API's name, with the versions of these.
+    async fn namesakes(&self, api_id: &str) -> Result<Vec<(String, String)>>;
     /// Which of these APIs exist in an organization.
     async fn existing_apis(&self, organization_id: &str, api_ids: &[String]) -> Result<Vec<String>>;
 }
 
 #[derive(sqlx::FromRow)]
-struct Row {
+pub(super) struct Row {
     id: String,
     api_id: String,
     revision_id: String,
@@ -120,7 +135,7 @@ struct Row {
 }
 
 impl Row {
-    fn read(self) -> Result<Deployment> {
+    pub(super) fn read(self) -> Result<Deployment> {
         Ok(Deployment {
             id: self.id,
             api_id: self.api_id,
@@ -150,72 +165,20 @@ struct SourceRow {
     id: String,
     vhost: String,
     document: String,
+    kept: Option<String>,
 }
 
 impl SourceRow {
     fn read(self) -> Result<ArtifactSource> {
+        let kept = self.kept.as_deref().map(serde_json::from_str).transpose().map_err(Error::internal)?;
         Ok(ArtifactSource {
+            kept,
             api: read_document(&self.document)?,
             api_id: self.api_id,
             project_id: self.project_id,
             deployment_id: self.id,
             vhost: self.vhost,
         })
-    }
-}
-
-/// Parts of transactions on deployments; all but the first run behind the lock on their API's row.
-#[async_trait]
-pub(super) trait Parts {
-    /// Locks the APIs of deployments, in the order of their ids, so that no two transactions wait for
-    /// each other.
-    async fn lock_apis_of(&mut self, deployment_ids: Vec<String>) -> sqlx::Result<()>;
-    /// Whether a gateway is to run the API.
-    async fn is_deployed(&mut self, api_id: &str) -> sqlx::Result<bool>;
-    /// Tells every gateway that ever had the API that it is gone.
-    async fn announce_deletion(&mut self, api_id: &str, event: MakeDeleted<'_>) -> sqlx::Result<()>;
-}
-
-#[trait_gen(Connection -> SqliteConnection, PgConnection)]
-#[async_trait]
-impl Parts for Connection {
-    async fn lock_apis_of(&mut self, deployment_ids: Vec<String>) -> sqlx::Result<()> {
-        let mut apis = BTreeSet::new();
-        for id in deployment_ids {
-            let api: Option<String> = sqlx::query_scalar("SELECT api_id FROM deployments WHERE id = $1")
-                .bind(id)
-                .fetch_optional(&mut *self)
-                .await?;
-            apis.extend(api);
-        }
-        for api in apis {
-            self.lock_api(&api).await?;
-        }
-        Ok(())
-    }
-
-    async fn is_deployed(&mut self, api_id: &str) -> sqlx::Result<bool> {
-        let count: i64 = sqlx::query_scalar(
-            "SELECT COUNT(*) FROM deployments WHERE api_id = $1 AND is_current AND is_desired",
-        )
-        .bind(api_id)
-        .fetch_one(&mut *self)
-        .await?;
-        Ok(count > 0)
-    }
-
-    async fn announce_deletion(&mut self, api_id: &str, event: MakeDeleted<'_>) -> sqlx::Result<()> {
-        let gateways: Vec<String> = sqlx::query_scalar(
-            "SELECT DISTINCT gateway_id FROM deployments WHERE api_id = $1 ORDER BY gateway_id",
-        )
-        .bind(api_id)
-        .fetch_all(&mut *self)
-        .await?;
-        for gateway in gateways {
-            let event = event(&gateway);
-            self.append(TOPIC, &event.id, event.payload).await?;
-        }
-        Ok(())
     }
 }
 
@@ -231,34 +194,9 @@ impl DeploymentStore for SqlStore<Pool> {
             check(&tx.working_copy(&order.api_id).await?)?;
             tx.freeze(new).await?;
         }
-        for (row, event) in &order.rows {
-            sqlx::query(
-                "UPDATE deployments SET is_current = FALSE
-                 WHERE api_id = $1 AND gateway_id = $2 AND is_current",
-            )
-            .bind(&row.api_id)
-            .bind(&row.gateway_id)
-            .execute(&mut *tx)
-            .await?;
-            sqlx::query(
-                "INSERT INTO deployments (id, api_id, revision_id, gateway_id, name, vhost,
-                   display_on_devportal, is_current, is_desired, status, status_reason, deployed_at,
-                   requested_at, success_at)
-                 VALUES ($1, $2, $3, $4, $5, $6, $7, TRUE, TRUE, $8, '', $9, $9, NULL)",
-            )
-            .bind(&row.id)
-            .bind(&row.api_id)
-            .bind(&row.revision_id)
-            .bind(&row.gateway_id)
-            .bind(&row.name)
-            .bind(&row.vhost)
-            .bind(row.display_on_devportal)
-            .bind(row.status.as_str())
-            .bind(row.deployed_at)
-            .execute(&mut *tx)
-            .await?;
-            tx.append(TOPIC, &event.id, event.payload.clone()).await?;
-        }
+        tx.insert(order.rows.iter().map(|(row, _)| row).collect()).await?;
+        let events = order.rows.iter().map(|(_, event)| (event.id.clone(), event.payload.clone()));
+        tx.append_all(TOPIC, events.collect()).await?;
         tx.commit().await?;
         Ok(true)
     }
@@ -268,91 +206,84 @@ impl DeploymentStore for SqlStore<Pool> {
         if !tx.lock_api(&order.api_id).await? {
             return Ok(UndeployOutcome::Missing);
         }
+        let gateways: Vec<&String> = order.gateways.iter().map(|(gateway, _)| gateway).collect();
+        let current = tx.current_on(&order.api_id, &gateways).await?;
+        let mut current: HashMap<String, Deployment> =
+            current.into_iter().map(|row| (row.gateway_id.clone(), row)).collect();
         let mut rows = Vec::with_capacity(order.gateways.len());
         for (i, (gateway, revision)) in order.gateways.iter().enumerate() {
-            let row: Option<Row> = sqlx::query_as(
-                "UPDATE deployments SET is_desired = FALSE, status = $3, status_reason = '', requested_at = $4
-                 WHERE api_id = $1 AND gateway_id = $2 AND is_current AND (is_desired OR status = $5)
-                 RETURNING id, api_id, revision_id, gateway_id, name, vhost, display_on_devportal,
-                   is_desired, status, status_reason, deployed_at, requested_at, success_at",
-            )
-            .bind(&order.api_id)
-            .bind(gateway)
-            .bind(Status::Undeploying.as_str())
-            .bind(order.requested_at)
             // What the gateway failed to remove can be tried again.
-            .bind(Status::Failed.as_str())
-            .fetch_optional(&mut *tx)
-            .await?;
-            let Some(row) = row else { return Ok(UndeployOutcome::NotDeployed(i)) };
+            let there = current.remove(gateway).filter(|row| row.desired || row.status == Status::Failed);
+            let Some(mut row) = there else { return Ok(UndeployOutcome::NotDeployed(i)) };
             if !revision.is_empty() && row.revision_id != *revision {
                 return Ok(UndeployOutcome::OtherRevision(i));
             }
-            let row = row.read()?;
-            let event = event(&row);
-            tx.append(TOPIC, &event.id, event.payload).await?;
+            row.desired = false;
+            row.status = Status::Undeploying;
+            row.status_reason.clear();
+            // Each request is later than the one before, so that its event is another one.
+            row.requested_at = order.requested_at.max(row.requested_at + 1);
             rows.push(row);
         }
+        tx.put_states(&rows).await?;
+        let events = rows.iter().map(event).map(|event| (event.id, event.payload));
+        tx.append_all(TOPIC, events.collect()).await?;
         tx.commit().await?;
         Ok(UndeployOutcome::Written(rows))
     }
 
     async fn report(&self, reports: &[Report]) -> Result<()> {
+        let ids: BTreeSet<&String> = reports.iter().map(|report| &report.deployment_id).collect();
+        let ids: Vec<&String> = ids.into_iter().collect();
         let mut tx = self.pool.begin().await?;
-        tx.lock_apis_of(reports.iter().map(|report| report.deployment_id.clone()).collect()).await?;
+        tx.lock_apis_of(&ids).await?;
+        let known = tx.by_ids(&ids).await?;
+        let mut known: HashMap<String, Deployment> =
+            known.into_iter().map(|row| (row.id.clone(), row)).collect();
+        let mut moved = BTreeSet::new();
         for report in reports {
-            let row: Option<(bool, String)> = sqlx::query_as(
-                "SELECT is_desired, status FROM deployments WHERE id = $1 AND gateway_id = $2",
-            )
-            .bind(&report.deployment_id)
-            .bind(&report.gateway_id)
-            .fetch_optional(&mut *tx)
-            .await?;
-            let Some((desired, status)) = row else { continue };
-            let Some(next) = read_status(&status)?.after(desired, report.action, report.status) else {
-                continue;
-            };
-            let reason = if next == Status::Failed { report.reason.as_str() } else { "" };
-            let success = (next == Status::Deployed).then_some(report.reported_at);
-            sqlx::query(
-                "UPDATE deployments SET status = $2, status_reason = $3, success_at = COALESCE($4, success_at),
-                   is_desired = $5
-                 WHERE id = $1",
-            )
-            .bind(&report.deployment_id)
-            .bind(next.as_str())
-            .bind(reason)
-            .bind(success)
-            .bind(desired && report.action != Action::Delete)
-            .execute(&mut *tx)
-            .await?;
+            if known.get_mut(&report.deployment_id).is_some_and(|row| report.apply(row)) {
+                moved.insert(&report.deployment_id);
+            }
         }
+        known.retain(|id, _| moved.contains(id));
+        tx.put_states(&known.into_values().collect::<Vec<_>>()).await?;
         Ok(tx.commit().await?)
     }
 
     async fn give_up(&self, deployment_ids: &[String], reason: &str) -> Result<()> {
+        let ids: Vec<&String> = deployment_ids.iter().collect();
         let mut tx = self.pool.begin().await?;
-        tx.lock_apis_of(deployment_ids.to_vec()).await?;
-        for id in deployment_ids {
-            sqlx::query(
-                "UPDATE deployments SET is_desired = FALSE, status = $2, status_reason = $3 WHERE id = $1",
-            )
-            .bind(id)
-            .bind(Status::Failed.as_str())
-            .bind(reason)
-            .execute(&mut *tx)
-            .await?;
+        tx.lock_apis_of(&ids).await?;
+        let mut rows = tx.by_ids(&ids).await?;
+        for row in &mut rows {
+            row.desired = false;
+            row.status = Status::Failed;
+            reason.clone_into(&mut row.status_reason);
         }
+        tx.put_states(&rows).await?;
         Ok(tx.commit().await?)
     }
 
-    async fn current(&self, api_id: &str) -> Result<Vec<Deployment>> {
+    async fn states(&self, api_id: &str) -> Result<Vec<(String, Status)>> {
+        let rows: Vec<(String, String)> =
+            sqlx::query_as("SELECT gateway_id, status FROM deployments WHERE api_id = $1 AND is_current")
+                .bind(api_id)
+                .fetch_all(self.pool.read())
+                .await?;
+        rows.into_iter().map(|(gateway, status)| Ok((gateway, read_status(&status)?))).collect()
+    }
+
+    async fn current(&self, api_id: &str, page: Page) -> Result<Vec<Deployment>> {
         let rows: Vec<Row> = sqlx::query_as(
             "SELECT id, api_id, revision_id, gateway_id, name, vhost, display_on_devportal, is_desired,
                status, status_reason, deployed_at, requested_at, success_at
-             FROM deployments WHERE api_id = $1 AND is_current ORDER BY deployed_at DESC, id DESC",
+             FROM deployments WHERE api_id = $1 AND is_current
+             ORDER BY deployed_at DESC, id DESC LIMIT $2 OFFSET $3",
         )
         .bind(api_id)
+        .bind(page.sql_limit())
+        .bind(page.sql_offset())
         .fetch_all(self.pool.read())
         .await?;
         rows.into_iter().map(Row::read).collect()
@@ -370,10 +301,23 @@ impl DeploymentStore for SqlStore<Pool> {
         rows.into_iter().map(Row::read).collect()
     }
 
+    async fn waiting(&self, event_ids: Vec<String>) -> Result<HashSet<String>> {
+        let mut waiting = HashSet::new();
+        for ids in event_ids.chunks(ROWS) {
+            let mut query = QueryBuilder::new("SELECT id FROM outbox WHERE topic = ");
+            query.push_bind(TOPIC).push(" AND ");
+            push_in!(query, "id", ids);
+            let found: Vec<String> = query.build_query_scalar().fetch_all(self.pool.read()).await?;
+            waiting.extend(found);
+        }
+        Ok(waiting)
+    }
+
     async fn artifact(&self, gateway_id: &str, deployment_id: &str) -> Result<Option<ArtifactSource>> {
         let row: Option<SourceRow> = sqlx::query_as(
-            "SELECT d.api_id, a.project_id, d.id, d.vhost, r.document
+            "SELECT d.api_id, a.project_id, d.id, d.vhost, r.document, i.kept
              FROM deployments d JOIN revisions r ON r.id = d.revision_id JOIN apis a ON a.id = d.api_id
+               LEFT JOIN imported_artifacts i ON i.api_id = d.api_id
              WHERE d.gateway_id = $1 AND d.id = $2",
         )
         .bind(gateway_id)
@@ -385,8 +329,9 @@ impl DeploymentStore for SqlStore<Pool> {
 
     async fn newest_artifact(&self, gateway_id: &str, api_id: &str) -> Result<Option<ArtifactSource>> {
         let row: Option<SourceRow> = sqlx::query_as(
-            "SELECT d.api_id, a.project_id, d.id, d.vhost, r.document
+            "SELECT d.api_id, a.project_id, d.id, d.vhost, r.document, i.kept
              FROM deployments d JOIN revisions r ON r.id = d.revision_id JOIN apis a ON a.id = d.api_id
+               LEFT JOIN imported_artifacts i ON i.api_id = d.api_id
              WHERE d.gateway_id = $1 AND d.api_id = $2 AND d.is_current AND d.is_desired",
         )
         .bind(gateway_id)
@@ -396,17 +341,27 @@ impl DeploymentStore for SqlStore<Pool> {
         row.map(SourceRow::read).transpose()
     }
 
+    async fn namesakes(&self, api_id: &str) -> Result<Vec<(String, String)>> {
+        Ok(sqlx::query_as(
+            "SELECT d.gateway_id, other.version FROM apis mine
+             JOIN apis other ON other.organization_id = mine.organization_id AND other.name = mine.name
+               AND other.id <> mine.id
+             JOIN deployments d ON d.api_id = other.id AND d.is_current AND d.is_desired
+             WHERE mine.id = $1",
+        )
+        .bind(api_id)
+        .fetch_all(self.pool.read())
+        .await?)
+    }
+
     async fn existing_apis(&self, organization_id: &str, api_ids: &[String]) -> Result<Vec<String>> {
         if api_ids.is_empty() {
             return Ok(Vec::new());
         }
-        let mut query = sqlx::QueryBuilder::new("SELECT id FROM apis WHERE organization_id = ");
-        query.push_bind(organization_id).push(" AND id IN (");
-        let mut ids = query.separated(", ");
-        for id in api_ids {
-            ids.push_bind(id);
-        }
-        query.push(") ORDER BY id");
+        let mut query = QueryBuilder::new("SELECT id FROM apis WHERE organization_id = ");
+        query.push_bind(organization_id).push(" AND ");
+        push_in!(query, "id", api_ids);
+        query.push(" ORDER BY id");
         Ok(query.build_query_scalar().fetch_all(self.pool.read()).await?)
     }
 }

@@ -1,4 +1,6 @@
 mod ends;
+mod many;
+mod wanted;
 
 use std::{sync::Arc, time::Duration};
 
@@ -8,8 +10,8 @@ use proto::{
     project::{
         Api, ApisExistRequest, CreateApiRequest, CreateRevisionRequest, DeleteApiRequest,
         DeployRevisionRequest, Deployment, DeploymentReport, DeploymentStatus, DeploymentTarget,
-        GetArtifactsRequest, GetArtifactsResponse, ListDeploymentsRequest, ListDesiredRequest,
-        ListRevisionsRequest, ReportDeploymentsRequest, UndeployRevisionRequest,
+        DesiredDeployment, GetArtifactsRequest, GetArtifactsResponse, ListDeploymentsRequest,
+        ListDesiredRequest, ListRevisionsRequest, ReportDeploymentsRequest, UndeployRevisionRequest,
         desired_state_service_client::DesiredStateServiceClient,
     },
     time::Timestamp,
@@ -110,6 +112,12 @@ impl World {
         let list = self.list(api).await;
         assert_eq!(list.len(), 1, "{list:?}");
         (list[0].status(), list[0].status_reason.clone())
+    }
+
+    /// What a gateway on `default.test` is to run.
+    async fn desired(&self, gateway: &str) -> Vec<DesiredDeployment> {
+        let request = ListDesiredRequest { gateway_id: gateway.to_owned(), vhost: "default.test".to_owned() };
+        self.desired_state().list_desired(request).await.unwrap().into_inner().deployments
     }
 
     async fn artifacts(&self, gateway: &str, ids: &[&str], api: &str) -> GetArtifactsResponse {
@@ -425,8 +433,7 @@ async fn gateways_read_what_they_are_to_run() {
         let second = world.deploy(&shop, "", vec![to(&one), to(&two)]).await.unwrap();
         world.undeploy(&shop, "", vec![to(&one)]).await.unwrap();
 
-        let request = ListDesiredRequest { gateway_id: one.clone() };
-        let desired = world.desired_state().list_desired(request).await.unwrap().into_inner().deployments;
+        let desired = world.desired(&one).await;
         let seen: Vec<_> = desired
             .iter()
             .map(|one| (one.api_id.as_str(), one.deployment_id.as_str(), one.deployed))

@@ -38,6 +38,7 @@ struct State {
     gateways: Vec<(String, ResolvedGateway)>,
     gone: HashSet<String>,
     events: Vec<NewEvent>,
+    known: HashSet<String>,
     calls: usize,
     failures: usize,
     failed: bool,
@@ -136,9 +137,10 @@ impl DeliveryService for FakeGateways {
         request: Request<ResolveGatewaysRequest>,
     ) -> Result<Response<ResolveGatewaysResponse>, Status> {
         let asked = request.into_inner();
+        let wanted: HashSet<String> = asked.gateway_ids.into_iter().collect();
         let state = self.state.lock().unwrap();
         let found = state.gateways.iter().filter(|(organization, gateway)| {
-            *organization == asked.organization_id && asked.gateway_ids.contains(&gateway.id)
+            *organization == asked.organization_id && wanted.contains(&gateway.id)
         });
         let gateways = found.map(|(_, gateway)| gateway.clone()).collect();
         Ok(Response::new(ResolveGatewaysResponse { gateways }))
@@ -159,7 +161,7 @@ impl DeliveryService for FakeGateways {
         for event in request.into_inner().events {
             if state.gone.contains(&event.gateway_id) {
                 unknown_gateway_event_ids.push(event.id);
-            } else if state.events.iter().all(|known| known.id != event.id) {
+            } else if state.known.insert(event.id.clone()) {
                 state.events.push(event);
             }
         }

@@ -8,6 +8,7 @@ mod api_model;
 mod apis;
 mod deployments;
 mod fake_gateways;
+mod gateway_imports;
 mod harness;
 mod import;
 mod organizations;

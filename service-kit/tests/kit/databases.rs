@@ -1,13 +1,15 @@
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
+use secrecy::ExposeSecret as _;
 use service_kit::{
-    Error, Result,
+    Error, Kind, Result,
     db::{Database, is_unique_violation},
     outbox::{Append as _, Entries, Entry, Nudge, Relay, Sink},
     shutdown::Tasks,
     testing::TestDatabase,
 };
+use sqlx::{ConnectOptions as _, sqlite::SqliteConnectOptions};
 use tokio::sync::Mutex;
 
 static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("tests/migrations");
@@ -56,16 +58,51 @@ async fn the_same_sql_writes_and_reads_every_column_kind() {
     }
 }
 
+#[tokio::test]
+async fn what_goes_well_another_time_is_unavailable_and_the_rest_our_fault() {
+    for (keep, database) in each().await {
+        let kind = |error: sqlx::Error| Error::from(error).kind();
+        on!(&database, pool => {
+            let mut tx = pool.begin().await.unwrap();
+            let error = sqlx::query("SELECT nonsense").execute(&mut *tx).await.unwrap_err();
+            assert_eq!(kind(error), Kind::Internal);
+        });
+        match &database {
+            Database::Sqlite(pool) => {
+                let _writer = pool.begin().await.unwrap();
+                let options: SqliteConnectOptions = keep.config.url.expose_secret().parse().unwrap();
+                let mut other = options.busy_timeout(Duration::ZERO).connect().await.unwrap();
+                let error = sqlx::query("BEGIN IMMEDIATE").execute(&mut other).await.unwrap_err();
+                assert_eq!(kind(error), Kind::Unavailable);
+            }
+            Database::Postgres(pool) => {
+                for code in ["08006", "40001", "40P01", "53100", "53300", "57P01", "57P03", "57014", "55P03"]
+                {
+                    let raise = format!("DO $$ BEGIN RAISE EXCEPTION USING ERRCODE = '{code}'; END $$");
+                    let error =
+                        sqlx::raw_sql(sqlx::AssertSqlSafe(raise)).execute(pool.read()).await.unwrap_err();
+                    let expected =
+                        if matches!(code, "57014" | "55P03") { Kind::Internal } else { Kind::Unavailable };
+                    assert_eq!(kind(error), expected, "{code}");
+                }
+            }
+        }
+        database.close().await;
+    }
+}
+
 /// Remembers what it got; fails the first `failures` times after having got it.
 #[derive(Default)]
 struct Remembers {
     got: Mutex<Vec<String>>,
+    sizes: Mutex<Vec<usize>>,
     failures: Mutex<u32>,
 }
 
 #[async_trait]
 impl Sink for Remembers {
     async fn deliver(&self, entries: &[Entry]) -> Result<()> {
+        self.sizes.lock().await.push(entries.len());
         let mut got = self.got.lock().await;
         for entry in entries.iter().filter(|entry| !got.contains(&entry.id)).collect::<Vec<_>>() {
             got.push(entry.id.clone());
@@ -117,6 +154,41 @@ async fn the_outbox_delivers_in_order_of_commits_and_survives_failures() {
             };
             tokio::time::timeout(Duration::from_secs(20), complete).await.expect("everything is delivered");
             assert_eq!(*sink.got.lock().await, *committed.lock().await);
+            assert!(tasks.drain(Duration::from_secs(5)).await);
+        });
+    }
+}
+
+#[tokio::test]
+async fn many_entries_of_one_change_keep_their_order_in_full_batches() {
+    for (_keep, database) in each().await {
+        on!(database.clone(), pool => {
+            let mut expected: Vec<String> = (0..2_300).map(|number| format!("all-{number}")).collect();
+            let mut tx = pool.begin().await.unwrap();
+            tx.append("t", "first", b"x".to_vec()).await.unwrap();
+            tx.append("other", "elsewhere", Vec::new()).await.unwrap();
+            let entries = expected.iter().map(|id| (id.clone(), id.clone().into_bytes())).collect();
+            tx.append_all("t", entries).await.unwrap();
+            tx.append_all("t", Vec::new()).await.unwrap();
+            tx.append("t", "last", b"x".to_vec()).await.unwrap();
+            tx.commit().await.unwrap();
+            let stored = pool.oldest("t", 10_000).await.unwrap();
+            assert_eq!(stored.iter().map(|entry| entry.position).collect::<Vec<_>>(), (1..=2_302).collect::<Vec<_>>());
+            assert_eq!((stored[7].id.as_str(), stored[7].payload.as_slice()), ("all-6", &b"all-6"[..]));
+
+            let (tasks, sink) = (Tasks::new(), Arc::new(Remembers::default()));
+            Relay::spawn(&tasks, "t", Arc::new(pool.clone()), sink.clone(), Nudge::default());
+            let complete = async {
+                while !pool.oldest("t", 1).await.unwrap().is_empty() {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            };
+            tokio::time::timeout(Duration::from_secs(20), complete).await.expect("everything is delivered");
+            expected.insert(0, "first".to_owned());
+            expected.push("last".to_owned());
+            assert_eq!(*sink.got.lock().await, expected);
+            assert_eq!(*sink.sizes.lock().await, [500, 500, 500, 500, 302]);
+            assert_eq!(pool.oldest("other", 2).await.unwrap().len(), 1, "another topic's entries stay");
             assert!(tasks.drain(Duration::from_secs(5)).await);
         });
     }

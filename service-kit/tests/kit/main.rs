@@ -1,6 +1,7 @@
 //! The kit as services use it: real sockets, real TLS, both databases.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod bus;
 mod databases;
 mod mesh;
 mod tokens;

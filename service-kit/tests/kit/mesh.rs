@@ -52,6 +52,11 @@ impl Mesh {
         service_kit::tls::install_provider();
         let folder = tempfile::tempdir().unwrap();
         let ca = DevCa::load_or_create(folder.path()).unwrap();
+        let running = Self::serve(&ca, keys, "127.0.0.1:0").await;
+        Self { ca, running, _folder: folder }
+    }
+
+    async fn serve(ca: &DevCa, keys: Keys, address: &str) -> Running {
         let config = TokenConfig { issuer: "i".into(), audience: "a".into() };
         let server = GrpcServer {
             name: "auth-service",
@@ -62,9 +67,7 @@ impl Mesh {
             readiness: Readiness::new(),
             reflection: true,
         };
-        let listeners = Listeners::bind("127.0.0.1:0", "127.0.0.1:0").await.unwrap();
-        let running = server.serve(listeners).await.unwrap();
-        Self { ca, running, _folder: folder }
+        server.serve(Listeners::bind(address, "127.0.0.1:0").await.unwrap()).await.unwrap()
     }
 
     fn upstream(&self, from: &Identity, to: &'static str) -> Upstream {
@@ -160,6 +163,36 @@ async fn draining_finishes_calls_and_takes_no_new_ones() {
     mesh.running.shutdown().await;
     under_way.await.unwrap().expect("a call under way finishes");
     assert!(tokio::net::TcpStream::connect(admin).await.is_err());
+}
+
+#[tokio::test]
+async fn of_several_addresses_those_that_cannot_be_reached_are_left_alone() {
+    let mesh = Mesh::start(quick()).await;
+    let closed = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    // Takes connections and says nothing, as a process that is stopped.
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = format!("{closed}, {},{}", silent.local_addr().unwrap(), mesh.running.addr);
+    let identity = mesh.ca.identity("edge-proxy").unwrap();
+    let config = UpstreamConfig { address, connections: 1 };
+    let upstream = Upstream::new(&identity, "auth-service", &config).unwrap();
+    let mut client = KeyServiceClient::new(upstream.clone());
+    let mut failures = 0;
+    for _ in 0..30 {
+        failures += u32::from(client.get_jwks(GetJwksRequest {}).await.is_err());
+    }
+    assert_eq!(failures, 2, "one call finds out for all that follow");
+
+    let another = Mesh::serve(&mesh.ca, quick(), &closed.to_string()).await;
+    mesh.running.shutdown().await;
+    let found = async { while client.get_jwks(GetJwksRequest {}).await.is_err() {} };
+    tokio::time::timeout(Duration::from_secs(30), found).await.expect("the one that came back is found");
+    another.shutdown().await;
+
+    for address in ["", "host", ":1", "host:99999", "a:1,,b:2"] {
+        let config = UpstreamConfig { address: address.into(), connections: 1 };
+        let error = Upstream::new(&identity, "auth-service", &config).unwrap_err().to_string();
+        assert!(error.contains("the address of auth-service must be HOST:PORT"), "{error}");
+    }
 }
 
 trait Owned {

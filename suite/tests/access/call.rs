@@ -70,9 +70,8 @@ where
     let mut grpc = Grpc::new(transport);
     grpc.ready().await.map_err(|error| Status::unavailable(error.into().to_string()))?;
     let path = method.path.parse().unwrap();
-    let streaming = method.descriptor.is_client_streaming() || method.descriptor.is_server_streaming();
     let answer = async {
-        if streaming {
+        if method.descriptor.is_client_streaming() {
             // The stream stays open: closing it would be an answer of its own.
             let mut request = Request::new(stream::pending());
             credentials.put(request.metadata_mut());
@@ -81,6 +80,10 @@ where
         }
         let mut request = Request::new(message);
         credentials.put(request.metadata_mut());
+        if method.descriptor.is_server_streaming() {
+            let mut answers = grpc.server_streaming(request, path, Raw).await?.into_inner();
+            return answers.message().await.map(drop);
+        }
         grpc.unary(request, path, Raw).await.map(drop)
     };
     tokio::time::timeout(PATIENCE, answer).await.unwrap_or_else(|_| panic!("{}: no answer", method.path))

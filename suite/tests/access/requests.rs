@@ -13,7 +13,7 @@ const DOCUMENT: &str = r#"{"openapi":"3.0.0","info":{"title":"t","version":"1"},
     "servers":[{"url":"https://x.example"}],"paths":{"/a":{"get":{"responses":{}}}}}"#;
 
 /// The parts of requests that are filled in; all others stay empty.
-const PARTS: [&str; 4] = ["api", "deployments", "definition", "manifest"];
+const PARTS: [&str; 6] = ["api", "deployments", "definition", "manifest", "form", "payload"];
 
 /// One id of each kind.
 #[derive(Debug, Clone)]
@@ -136,6 +136,7 @@ fn text(field: &FieldDescriptor, ids: &Ids) -> Option<String> {
         "content_type" => "application/json".to_owned(),
         "role" => "viewer".to_owned(),
         "scopes" => "*:read".to_owned(),
+        "type" => "custom.x".to_owned(),
         "client_id" => "tollgate-cli".to_owned(),
         "provider" => "local".to_owned(),
         "code" => "000000".to_owned(),

@@ -6,8 +6,9 @@ use proto::time::Timestamp;
 use reqwest::Method;
 use serde_json::{Value, json};
 use suite::{
-    controller::{Controller, operations},
+    controller::{Controller, Options, Store, Tempo, operations},
     gateway::{CONNECT_PATH, Frame, GatewayClient, GatewayLink, LinkError},
+    transport::{Greeting, Transport},
 };
 use tokio::time::timeout;
 
@@ -63,9 +64,11 @@ async fn a_gateway_that_takes_the_list_first_still_acknowledges() {
         account.deploy(&api, &gateway.id).await.unwrap();
         apis.push(api);
     }
+    let store = Store::default();
     for start in 1..=2 {
         let client = gateway.client.clone();
-        let running = Controller::spawn_synced(move || client.clone());
+        let options = Options { list_first: true, store: store.clone(), ..Options::default() };
+        let running = Controller::spawn_as(options, move || client.clone());
         for api in &apis {
             account.wait_for_status(api, &gateway.id, "DEPLOYED").await;
         }
@@ -191,7 +194,7 @@ async fn a_gateway_fetches_what_it_is_to_run_and_nothing_else() {
     assert_eq!((artifact["kind"].as_str(), operations(&artifact)), (Some("RestApi"), 2));
     assert_eq!(artifact["spec"]["context"].as_str(), Some("/here"));
     let path = format!("/api/internal/v1/apis/{elsewhere}");
-    let refused = gateway.client.call(Method::GET, &path, None).await.unwrap();
+    let refused = gateway.client.call_for(Method::GET, &path, "application/zip", None).await.unwrap();
     let problem = refused.expect(404).unwrap();
     for name in ["code", "message", "description"] {
         assert!(problem.get(name).is_some(), "{name} is missing in {problem}");
@@ -334,4 +337,46 @@ async fn rotate_at_once(account: &Account, gateway: &str) {
         (active > 0).then_some(active)
     });
     assert!(active.await <= 2);
+}
+
+/// That its link lives is no proof that a gateway has read an event which nothing answers.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_nothing_answers_comes_until_a_gateway_has_read_it() {
+    let settings = "[gateway.link]\nheartbeat_ms = 400\n[edge.gateway_link]\nping_seconds = 1\n";
+    let suite = TestSuite::configured(settings).await;
+    let account = suite.account().await;
+    for transport in [Transport::WebSocket, Transport::Grpc, Transport::Sse] {
+        let gateway = account.gateway().await;
+        let send = async |kind: &str| {
+            let path = format!("/api/v1/gateways/{}/events", gateway.id);
+            let body = json!({"type": kind, "payload": {}});
+            account.client.post(&path, &body).await.unwrap().expect(202).unwrap();
+        };
+        send("custom.once").await;
+        // The process dies with the event in its hands.
+        let mut link = transport.open(&gateway.client, Greeting::default()).await.unwrap();
+        while !matches!(link.next().await.unwrap(), Frame::Event(_)) {}
+        drop(link);
+
+        let client = gateway.client.clone();
+        let tempo = Tempo { heartbeat: Duration::from_millis(400), ..Tempo::hasty() };
+        let options = Options { transport, tempo, ..Options::default() };
+        let running = Controller::spawn_as(options, move || client.clone());
+        running.wait("the event again", PATIENCE, |state| state.noted.len() == 1).await.unwrap();
+        wait_for("the proof", async || {
+            let path = format!("/api/v1/gateways/{}/connections", gateway.id);
+            let list = account.client.get(&path).await.unwrap().expect(200).unwrap();
+            let lags = list["list"].as_array().unwrap().iter().map(|entry| entry["lag"] == "0");
+            lags.reduce(|all, done| all && done).unwrap_or(false).then_some(())
+        })
+        .await;
+        running.cut();
+        running.wait("another link", PATIENCE, |state| state.connects == 2).await.unwrap();
+        send("custom.next").await;
+        let state = running.wait("the next", PATIENCE, |state| state.noted.len() > 1).await.unwrap();
+        let kinds: Vec<_> = state.noted.iter().map(|noted| noted.kind.as_str()).collect();
+        assert_eq!(kinds, ["custom.once", "custom.next"], "{transport:?}");
+        running.stop().await;
+    }
+    suite.suite.shutdown().await;
 }

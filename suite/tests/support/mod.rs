@@ -17,7 +17,7 @@ use service_kit::testing::TestDatabase;
 use suite::{Suite, SuiteConfig, client::Client, trust::Trust};
 use tempfile::TempDir;
 
-pub(crate) use account::{Account, PASSWORD, signed_up, unique};
+pub(crate) use account::{Account, GatewayAccount, PASSWORD, signed_up, unique};
 pub(crate) use authenticator::Authenticator;
 pub(crate) use process::Process;
 pub(crate) use provider::Provider;
@@ -39,7 +39,7 @@ pub(crate) struct TestSuite {
     pub(crate) suite: Suite,
     pub(crate) folder: TempDir,
     pub(crate) client: Client,
-    _databases: Vec<TestDatabase>,
+    pub(crate) _databases: Vec<TestDatabase>,
 }
 
 impl TestSuite {

@@ -1,13 +1,24 @@
 //! Sockets in memory under paused time: every second of the contract is exact.
 
-use proto::gateway::Connected;
-use tokio::{io::DuplexStream, task::JoinHandle};
+use bytes::Bytes;
+use proto::gateway::{Close, Connected};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream},
+    sync::mpsc,
+    task::JoinHandle,
+};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 
+use tokio_tungstenite::tungstenite::protocol::CloseFrame;
+
 use super::*;
 
-const TIMING: Timing = Timing { ping: Duration::from_secs(20), dead: Duration::from_secs(30) };
+const TIMING: Timing = Timing {
+    ping: Duration::from_secs(20),
+    dead: Duration::from_secs(30),
+    platform: Duration::from_secs(45),
+};
 
 type Platform = mpsc::Sender<Result<PlatformFrame, Status>>;
 
@@ -15,7 +26,7 @@ type Platform = mpsc::Sender<Result<PlatformFrame, Status>>;
 struct Stage {
     gateway: WebSocketStream<DuplexStream>,
     platform: Platform,
-    frames: mpsc::Receiver<GatewayFrame>,
+    frames: mpsc::Receiver<Box<GatewayFrame>>,
     session: JoinHandle<End>,
     drain: CancellationToken,
     started: Instant,
@@ -27,7 +38,8 @@ impl Stage {
         let (ours, theirs) = tokio::io::duplex(bytes);
         let (platform, from_platform) = mpsc::channel(16);
         let (to_platform, frames) = mpsc::channel(1);
-        let connected = Connected { gateway_id: "g".into(), connection_id: "c".into(), timestamp: None };
+        let connected =
+            Connected { gateway_id: "g".into(), connection_id: "c".into(), ..Connected::default() };
         let link = Link { connected, to_platform, from_platform: ReceiverStream::new(from_platform) };
         let drain = CancellationToken::new();
         let session = tokio::spawn(
@@ -42,9 +54,18 @@ impl Stage {
     }
 
     async fn event(&self, payload: String) {
-        let event = Event { r#type: "t".into(), payload_json: payload, ..Event::default() };
+        self.event_of(0, payload).await;
+    }
+
+    async fn event_of(&self, revision: u64, payload: String) {
+        let event = Event { r#type: "t".into(), payload_json: payload, revision, ..Event::default() };
         let frame = PlatformFrame { frame: Some(platform_frame::Frame::Event(event)) };
         self.platform.send(Ok(frame)).await.unwrap();
+    }
+
+    async fn beat(&self) {
+        let frame = platform_frame::Frame::Heartbeat(Heartbeat::default());
+        self.platform.send(Ok(PlatformFrame { frame: Some(frame) })).await.unwrap();
     }
 
     fn seconds(&self) -> u64 {
@@ -65,6 +86,7 @@ async fn the_acknowledgement_comes_first_and_then_a_ping_every_twenty_seconds() 
     assert!(stage.next().await.to_text().unwrap().starts_with(r#"{"type":"connection.ack""#));
     assert!(stage.next().await.to_text().unwrap().starts_with(r#"{"type":"t""#));
     for round in 1..=3 {
+        stage.beat().await;
         // Reading it answers it.
         assert_eq!(stage.next().await, Message::Ping(Bytes::new()));
         assert_eq!(stage.seconds(), 20 * round);
@@ -74,6 +96,38 @@ async fn the_acknowledgement_comes_first_and_then_a_ping_every_twenty_seconds() 
             assert!(matches!(frame.frame, Some(gateway_frame::Frame::Heartbeat(_))));
         }
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pong_proves_what_was_written_before_its_ping() {
+    let mut stage = Stage::set(64 * 1_024).await;
+    stage.next().await;
+    let mut pings = Vec::new();
+    for revision in [4, 6] {
+        stage.event_of(revision, "{}".into()).await;
+        stage.next().await;
+        // An odd pong is a sign of life, and no proof.
+        stage.gateway.send(Message::Pong(Bytes::from_static(b"odd"))).await.unwrap();
+        stage.beat().await;
+        // Reading a ping sends no pong before something else is read or written.
+        let Message::Ping(ping) = stage.next().await else { panic!("no ping") };
+        pings.push(ping);
+    }
+    // This one is written after the pings: nothing proves it.
+    stage.event_of(7, "{}".into()).await;
+    stage.next().await;
+    for ping in pings {
+        stage.gateway.send(Message::Pong(ping)).await.unwrap();
+    }
+    let mut proven = Vec::new();
+    while let Ok(frame) = tokio::time::timeout(Duration::from_secs(1), stage.frames.recv()).await {
+        match frame.unwrap().frame {
+            Some(gateway_frame::Frame::Heartbeat(beat)) => proven.push(beat.revision),
+            other => panic!("{other:?}"),
+        }
+    }
+    proven.retain(|revision| *revision > 0);
+    assert_eq!(proven, [4, 6]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -97,6 +151,53 @@ async fn a_gateway_that_takes_nothing_is_cut_after_ten_seconds() {
     let end = (&mut stage.session).await.unwrap();
     assert!(matches!(end, End::Stuck), "{end}");
     assert_eq!(stage.seconds(), 10);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_gateway_whose_platform_is_silent_is_sent_elsewhere() {
+    let mut stage = Stage::set(4_096).await;
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    stage.beat().await;
+    // A stopped process keeps its connections: nothing ends, and nothing comes.
+    let end = loop {
+        match stage.next().await {
+            Message::Close(frame) => break frame.unwrap(),
+            Message::Text(_) | Message::Ping(_) => {}
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!((end.code, stage.seconds()), (CloseCode::Restart, 65));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_gateway_is_not_the_platforms_silence() {
+    let mut stage = Stage::set(1_024).await;
+    stage.event(format!("\"{}\"", "x".repeat(8_000))).await;
+    for _ in 0..6 {
+        tokio::time::sleep(Duration::from_secs(9)).await;
+        stage.gateway.get_mut().write_all(&[0x8a, 0x80, 0, 0, 0, 0]).await.unwrap();
+        let read = stage.gateway.get_mut().read(&mut [0; 512]).await;
+        assert!(read.unwrap() > 0);
+    }
+    assert!(stage.seconds() > 45 && !stage.session.is_finished());
+}
+
+#[tokio::test(start_paused = true)]
+async fn pings_are_answered_and_a_flood_of_them_is_not() {
+    let mut stage = Stage::set(64 * 1_024).await;
+    stage.next().await;
+    for _ in 0..5 {
+        for _ in 0..CONTROL_FRAMES {
+            stage.gateway.send(Message::Ping(Bytes::new())).await.unwrap();
+        }
+        assert!(matches!(stage.next().await, Message::Pong(_)));
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    for _ in 0..=CONTROL_FRAMES {
+        stage.gateway.send(Message::Pong(Bytes::new())).await.unwrap();
+    }
+    let end = stage.session.await.unwrap();
+    assert!(matches!(end, End::Farewell(CloseCode::Policy, _)), "{end}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -171,6 +272,7 @@ async fn heartbeats_to_gateway_service_are_never_thirty_seconds_apart() {
     let mut last = Instant::now();
     for wait in [6_u64, 9, 4, 19, 6, 13, 2, 16] {
         let until = Instant::now() + Duration::from_secs(wait);
+        stage.beat().await;
         while let Ok(message) = tokio::time::timeout_at(until, stage.gateway.next()).await {
             message.unwrap().unwrap();
         }

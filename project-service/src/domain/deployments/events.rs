@@ -10,7 +10,8 @@ use prost::Message as _;
 use proto::gateway::{NewEvent, ResolvedGateway};
 use serde_json::json;
 use service_kit::{
-    Ids, Result,
+    Result,
+    id::derived,
     outbox::{Entry, Sink},
 };
 
@@ -54,36 +55,48 @@ impl OutboxEvent {
         Self { payload: event.encode_to_vec(), id: event.id }
     }
 
-    /// A change of a deployment: `kind` is [`API_DEPLOYED`] or [`API_UNDEPLOYED`], `vhost` the host
-    /// that the API is served on.
-    pub fn of(ids: &Ids, kind: &str, deployment: &Deployment, vhost: &str) -> Self {
-        let payload = json!({
-            "apiId": deployment.api_id,
-            "deploymentId": deployment.id,
-            "revisionId": deployment.revision_id,
-            "vhost": vhost,
-            "environment": ENVIRONMENT,
-        });
-        Self::new(NewEvent {
-            id: ids.next(),
-            gateway_id: deployment.gateway_id.clone(),
-            r#type: kind.to_owned(),
-            payload_json: payload.to_string(),
-            artifact_id: deployment.api_id.clone(),
-            deployment_id: deployment.id.clone(),
-        })
+    /// What tells a deployment's gateway; see [`event_of`].
+    pub fn of(deployment: &Deployment, default_vhost: &str) -> Self {
+        Self::new(event_of(deployment, default_vhost))
     }
 
-    /// The end of an API, for a gateway that once had it. It is not acknowledged.
-    pub fn deleted(ids: &Ids, api_id: &str, gateway_id: &str) -> Self {
+    /// The end of an API, for a gateway that once had it. It is not acknowledged. gateway-service derives
+    /// the same id when it finds the API gone.
+    pub fn deleted(api_id: &str, gateway_id: &str) -> Self {
         Self::new(NewEvent {
-            id: ids.next(),
+            id: derived(&[API_DELETED, api_id, gateway_id]),
             gateway_id: gateway_id.to_owned(),
             r#type: API_DELETED.to_owned(),
             payload_json: json!({ "apiId": api_id }).to_string(),
             artifact_id: api_id.to_owned(),
             deployment_id: String::new(),
+            user_id: String::new(),
         })
+    }
+}
+
+/// The event that tells a gateway what is wanted of a deployment; `default_vhost` is the gateway's own
+/// host. The id follows from what is wanted and when that was asked for, so that the event that is found
+/// missing later is the same as the one that was sent.
+pub fn event_of(deployment: &Deployment, default_vhost: &str) -> NewEvent {
+    let (kind, default) =
+        if deployment.desired { (API_DEPLOYED, default_vhost) } else { (API_UNDEPLOYED, "") };
+    let vhost = if deployment.vhost.is_empty() { default } else { &deployment.vhost };
+    let payload = json!({
+        "apiId": deployment.api_id,
+        "deploymentId": deployment.id,
+        "revisionId": deployment.revision_id,
+        "vhost": vhost,
+        "environment": ENVIRONMENT,
+    });
+    NewEvent {
+        id: derived(&[kind, &deployment.id, &deployment.requested_at.to_string()]),
+        gateway_id: deployment.gateway_id.clone(),
+        r#type: kind.to_owned(),
+        payload_json: payload.to_string(),
+        artifact_id: deployment.api_id.clone(),
+        deployment_id: deployment.id.clone(),
+        user_id: String::new(),
     }
 }
 

@@ -4,6 +4,8 @@
 //! late, twice and out of order: a success counts whenever it comes, and nothing ever goes back. A
 //! deployment whose gateway is deleted has failed, whatever it was.
 
+use super::Deployment;
+
 /// What is known of a deployment on its gateway.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Status {
@@ -47,6 +49,26 @@ pub struct Report {
     pub reason: String,
     /// When the gateway reported it, Unix ms.
     pub reported_at: i64,
+}
+
+impl Report {
+    /// Moves the state of the deployment that this is about. Says whether it has.
+    pub fn apply(&self, deployment: &mut Deployment) -> bool {
+        if deployment.id != self.deployment_id || deployment.gateway_id != self.gateway_id {
+            return false;
+        }
+        let Some(next) = deployment.status.after(deployment.desired, self.action, self.status) else {
+            return false;
+        };
+        deployment.status = next;
+        deployment.status_reason = if next == Status::Failed { self.reason.clone() } else { String::new() };
+        if next == Status::Deployed {
+            deployment.success_at = Some(self.reported_at);
+        }
+        // Nobody can want anything of a gateway that is gone.
+        deployment.desired &= self.action != Action::Delete;
+        true
+    }
 }
 
 impl Status {

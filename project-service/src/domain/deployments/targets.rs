@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use service_kit::{Result, field::Checks};
 
 /// The most gateways of one request.
-const MOST: usize = 100;
+const MOST: usize = 1_000;
 
 /// One gateway to deploy to or to undeploy from.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -35,11 +35,11 @@ pub(super) fn revision_of<'t>(request: &'t str, index: usize, target: &'t Target
     }
 }
 
-/// Checks a request: 1 to 100 gateways, each once, revisions that may exist, names and hosts that fit.
+/// Checks a request: 1 to 1,000 gateways, each once, revisions that may exist, names and hosts that fit.
 pub(super) fn check(revision_id: &str, targets: &[Target]) -> Result<()> {
     let mut checks = Checks::new();
     checks.that(!targets.is_empty(), "deployments", "is required: at least one gateway");
-    checks.that(targets.len() <= MOST, "deployments", "must have at most 100 entries");
+    checks.that(targets.len() <= MOST, "deployments", "must have at most 1000 entries");
     if !revision_id.is_empty() {
         checks.id("revisionId", revision_id);
     }
@@ -59,7 +59,7 @@ pub(super) fn check(revision_id: &str, targets: &[Target]) -> Result<()> {
 }
 
 /// RFC 1123: labels of 1 to 63 letters, digits and hyphens, none at an edge; at most 253 characters.
-fn is_host(text: &str) -> bool {
+pub(in crate::domain) fn is_host(text: &str) -> bool {
     let label = |label: &str| {
         (1..=63).contains(&label.len())
             && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
@@ -104,6 +104,6 @@ mod tests {
         ];
         assert_eq!(fields, expected);
         assert_eq!(check("", &[]).unwrap_err().violations()[0].field, "deployments");
-        assert_eq!(check("", &vec![target(id); 101]).unwrap_err().violations()[0].field, "deployments");
+        assert_eq!(check("", &vec![target(id); 1_001]).unwrap_err().violations()[0].field, "deployments");
     }
 }

@@ -51,3 +51,28 @@ async fn a_deleted_gateway_takes_its_deployments_with_it() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn a_gateway_takes_one_api_of_a_name_and_version() {
+    FakeGateways::on_both(async |service, gateways| {
+        let world = World::new(service, gateways).await;
+        let (gateway, other) = (world.gateway(true), world.gateway(true));
+        let first = world.api("pets").await;
+        let api: Api = serde_json::from_value(serde_json::json!({
+            "name": "pets", "context": "/elsewhere", "version": "1.0.0-SNAPSHOT",
+            "backend-services": [{"name": "default", "endpoints": [{"url": "https://pets.test/v1"}]}],
+            "operations": [{"request": {"method": "GET", "path": "/pets"}}],
+        }))
+        .unwrap();
+        let new = CreateApiRequest { project_id: world.project.clone(), api: Some(api) };
+        let second = world.owner.apis(&world.service).create_api(new).await.unwrap().into_inner().id;
+        world.deploy(&first, "", vec![to(&gateway)]).await.unwrap();
+        world.deploy(&first, "", vec![to(&gateway)]).await.unwrap();
+        let both = || vec![to(&other), to(&gateway)];
+        let taken = refused(answer(world.deploy(&second, "", both()).await), Code::FailedPrecondition);
+        assert_eq!((taken.reason(), fields(&taken)), ("NOT_DEPLOYABLE", vec!["deployments[1].gatewayId"]));
+        world.undeploy(&first, "", vec![to(&gateway)]).await.unwrap();
+        world.deploy(&second, "", both()).await.unwrap();
+    })
+    .await;
+}

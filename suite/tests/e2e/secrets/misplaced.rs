@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use reqwest::Method;
 use serde_json::{Value, json};
-use suite::client::Client;
+use suite::{client::Client, gateway::GatewayClient};
 
 use super::{Canaries, post};
 use crate::support::{Account, origin};
@@ -39,7 +39,7 @@ pub(super) async fn everything(anybody: &Client, account: &Account, canaries: &m
             owner.post("/api/v1/auth/tokens", &json!({"expiresInDays": secret})).await,
             anybody.send(Method::POST, "/api/v1/auth/login", "text/plain", secret.clone()).await,
             anybody.send(Method::POST, "/api/v1/auth/login", "application/json", secret.clone()).await,
-            anybody.send_with(Method::GET, "/api/internal/v1/deployments", ("api-key", secret), None).await,
+            GatewayClient::new(anybody, secret).call(Method::GET, "/api/internal/v1/deployments", None).await,
         ] {
             canaries.refused(&reply.unwrap());
         }
