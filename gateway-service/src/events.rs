@@ -83,10 +83,9 @@ enum Key {
 /// make none needless.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Coalesce {
-    /// All of them: it says all that counts.
+    /// All of them: it says all that counts. A removal of what a gateway was never told of as well: by now nobody
+    /// could fetch that.
     Newest,
-    /// All but those of the same deployment: a gateway refuses to undeploy what it was never told to deploy.
-    NewestKeepsPair,
     /// Those of its own type only: it changes what another type has made.
     SameType,
 }
@@ -179,11 +178,11 @@ const fn deployment(
     key: &'static [&'static str],
     answer: Answer,
 ) -> EventType {
-    let (coalesce, effect) = match answer.action {
-        Action::Deploy => (Coalesce::Newest, Effect::Runs),
-        Action::Undeploy => (Coalesce::NewestKeepsPair, Effect::Stops),
+    let effect = match answer.action {
+        Action::Deploy => Effect::Runs,
+        Action::Undeploy => Effect::Stops,
     };
-    EventType { name, payload, key: Key::Of("", key), coalesce, effect, answer: Some(answer), ..BASE }
+    EventType { name, payload, key: Key::Of("", key), effect, answer: Some(answer), ..BASE }
 }
 
 /// A gateway is to run an API.
@@ -402,13 +401,12 @@ pub(crate) fn answered_by(resource: &str, action: &str) -> Option<&'static Event
     })
 }
 
-/// Whether an event makes an older one of the same key needless that no gateway has acknowledged. Each is a
-/// type and a deployment id (empty when it is about none).
-pub(crate) fn makes_needless(newer: (&str, &str), older: (&str, &str)) -> bool {
-    match find(newer.0).map(|event| event.coalesce) {
+/// Whether an event of one type makes an older one of another needless that has the same key and that no gateway has
+/// acknowledged.
+pub(crate) fn makes_needless(newer: &str, older: &str) -> bool {
+    match find(newer).map(|event| event.coalesce) {
         Some(Coalesce::Newest) => true,
-        Some(Coalesce::NewestKeepsPair) => newer.1 != older.1 || newer.0 == older.0,
-        Some(Coalesce::SameType) => newer.0 == older.0,
+        Some(Coalesce::SameType) => newer == older,
         None => false,
     }
 }

@@ -122,20 +122,13 @@ pub(crate) struct Requeue<'a> {
 pub(crate) struct Brief {
     pub(crate) revision: i64,
     pub(crate) event_type: String,
-    pub(crate) deployment_id: String,
-}
-
-impl Brief {
-    fn names(&self) -> (&str, &str) {
-        (&self.event_type, &self.deployment_id)
-    }
 }
 
 /// The revisions that are needless among events of one key, newest first.
 pub(crate) fn needless<'a>(newest_first: impl IntoIterator<Item = &'a Brief>) -> Vec<i64> {
     let (mut needed, mut needless) = (Vec::<&Brief>::new(), Vec::new());
     for brief in newest_first {
-        let supersedes = |newer: &&Brief| events::makes_needless(newer.names(), brief.names());
+        let supersedes = |newer: &&Brief| events::makes_needless(&newer.event_type, &brief.event_type);
         if needed.iter().any(supersedes) {
             needless.push(brief.revision);
         } else {

@@ -57,7 +57,7 @@ const AGAIN: &str = "SELECT DISTINCT CAST(i.value ->> 0 AS BIGINT) AS at, e.gate
      WHERE d.state = 'delivered' AND e.state = 'delivered' ORDER BY at, e.revision";
 
 /// Open events of keys before a revision.
-const OLDER: &str = "SELECT CAST(i.value ->> 0 AS BIGINT), e.revision, e.type, e.deployment_id
+const OLDER: &str = "SELECT CAST(i.value ->> 0 AS BIGINT), e.revision, e.type
      FROM json_each($1) AS i
      JOIN gateway_events e ON e.gateway_id = i.value ->> 1 AND e.event_key = i.value ->> 2
        AND e.revision <= CAST(i.value ->> 3 AS BIGINT)
@@ -209,11 +209,11 @@ impl Deliver for Connection {
         let keys: Vec<_> = keys.iter().collect();
         let input: Vec<_> =
             keys.iter().enumerate().map(|(at, ((gateway, key), upto))| (at, gateway, key, upto)).collect();
-        let older: Vec<(i64, i64, String, String)> =
+        let older: Vec<(i64, i64, String)> =
             sqlx::query_as(Self::sql(OLDER)).bind(rows(&input)?).fetch_all(&mut *self).await?;
         let mut open: BTreeMap<usize, Vec<Brief>> = BTreeMap::new();
-        for (at, revision, event_type, deployment_id) in older {
-            let brief = Brief { revision, event_type, deployment_id };
+        for (at, revision, event_type) in older {
+            let brief = Brief { revision, event_type };
             open.entry(usize::try_from(at).unwrap_or_default()).or_default().push(brief);
         }
         let mut superseded = HashSet::new();

@@ -58,7 +58,7 @@ async fn an_offline_gateway_gets_everything_in_order() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_what_was_missed_only_the_newest_comes_and_a_removal_with_what_it_removes() {
+async fn of_what_was_missed_only_the_newest_comes() {
     for world in worlds().await {
         let (gateway, token) = world.gateway("edge-1").await;
         let (changed, removed) = (world.ids.next(), world.ids.next());
@@ -68,9 +68,8 @@ async fn of_what_was_missed_only_the_newest_comes_and_a_removal_with_what_it_rem
         events.push(world.event(&gateway.id, &removed, &last, "api.undeployed"));
         world.append(events).await;
         let mut link = TestGateway::connect(&world, &token.token).await;
-        let got = link.events(3).await;
-        assert_eq!(revisions(&got), [100, 102, 103]);
-        assert!(performed_at(&got[2]) > performed_at(&got[1]));
+        let got = link.events(2).await;
+        assert_eq!(revisions(&got), [100, 103]);
         link.only(&world, &gateway.id).await;
     }
 }
@@ -296,14 +295,14 @@ async fn a_connection_begins_with_hello_and_there_is_a_limit() {
 #[tokio::test(flavor = "multi_thread")]
 async fn signs_of_life_go_both_ways_and_silence_is_death() {
     let mut limits = quick();
-    (limits.heartbeat_ms, limits.silence_ms, limits.poll_ms) = (50, 600, 50);
+    (limits.heartbeat_ms, limits.silence_ms, limits.poll_ms) = (100, 2_000, 50);
     let world = World::start(TestDatabase::sqlite(), limits).await;
     let (gateway, token) = world.gateway("edge-1").await;
     let mut link = TestGateway::connect(&world, &token.token).await;
     world.append(vec![world.deploy(&gateway.id, &world.ids.next())]).await;
     let started = std::time::Instant::now();
     let mut heads = HashSet::new();
-    while started.elapsed() < Duration::from_millis(1_200) {
+    while started.elapsed() < Duration::from_millis(4_500) {
         if let Some(To::Heartbeat(beat)) = link.frame().await {
             heads.insert(beat.revision);
         }
