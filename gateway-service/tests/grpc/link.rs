@@ -311,7 +311,7 @@ async fn signs_of_life_go_both_ways_and_silence_is_death() {
     assert!(heads.contains(&1), "{heads:?}");
     // From now on the gateway is silent.
     assert_eq!(link.closed().await.code, 4408);
-    assert!(!world.is_active(&gateway.id).await);
+    until("it is inactive", async || !world.is_active(&gateway.id).await).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
