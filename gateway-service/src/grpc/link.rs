@@ -8,13 +8,13 @@ use proto::gateway::{
     GatewayFrame, Hello, PlatformFrame, ReportRequest, ReportResponse, SubscribeRequest,
     gateway_frame::Frame, gateway_link_server::GatewayLink, platform_frame,
 };
-use service_kit::{ClientInfo, Error, client_info::TRANSPORT};
+use service_kit::{ClientInfo, client_info::TRANSPORT};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
 
 use super::authenticate_gateway;
 use crate::{
-    domain::tokens::{Bearer, Tokens},
+    domain::tokens::Tokens,
     link::{Hub, Reports},
 };
 
@@ -35,7 +35,7 @@ impl GatewayLink for LinkApi {
         &self,
         request: Request<SubscribeRequest>,
     ) -> Result<Response<Self::SubscribeStream>, Status> {
-        let bearer = self.let_in(request.metadata()).await?;
+        let bearer = authenticate_gateway(&self.tokens, request.metadata()).await?;
         let remote_address = ClientInfo::of(&request).address_text();
         let asked = request.into_inner();
         let hello = Hello {
@@ -76,7 +76,7 @@ impl GatewayLink for LinkApi {
         &self,
         request: Request<Streaming<GatewayFrame>>,
     ) -> Result<Response<Self::ConnectStream>, Status> {
-        let bearer = self.let_in(request.metadata()).await?;
+        let bearer = authenticate_gateway(&self.tokens, request.metadata()).await?;
         let (remote, transport) = (ClientInfo::of(&request).address_text(), transport(request.metadata()));
         let frames = request.into_inner().map(move |frame| {
             frame.map(|mut frame| {
@@ -90,14 +90,6 @@ impl GatewayLink for LinkApi {
         });
         let outbound = self.hub.open(bearer, frames)?;
         Ok(Response::new(Box::pin(outbound.map(|frame| frame.map_err(Status::from)))))
-    }
-}
-
-impl LinkApi {
-    /// Who opens a connection.
-    async fn let_in(&self, metadata: &MetadataMap) -> Result<Bearer, Error> {
-        let _turn = self.hub.turn().await?;
-        authenticate_gateway(&self.tokens, metadata).await
     }
 }
 

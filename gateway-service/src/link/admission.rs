@@ -50,9 +50,7 @@ pub(super) fn record(hub: &Hub, bearer: &Bearer, hello: &Hello, peer: &Peer, now
 
 /// Registers a connection and decides where it goes on. Returns the epoch and the head of the log too.
 pub(super) async fn admit(hub: &Hub, record: &Connection, peer: &Peer) -> Result<(Side, i64, i64), Error> {
-    let turn = hub.turn().await?;
-    let (epoch, head) = Box::pin(hub.admit(record)).await?;
-    drop(turn);
+    let (epoch, head) = hub.admit(record).await?;
     let side = match &peer.mode {
         Mode::Plain => Side::default(),
         Mode::Answering => Side { answers: Some(Answers::default()), ..Side::default() },

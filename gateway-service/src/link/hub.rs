@@ -13,7 +13,7 @@ use std::{
 use futures_util::Stream;
 use proto::gateway::{Connected, GatewayFrame, platform_frame::Frame};
 use service_kit::{Clock, Error, Ids, Kind, Result, bus::Bus, opaque, outbox::Nudge, shutdown::Tasks};
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, SemaphorePermit};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -34,11 +34,6 @@ pub(super) const RESTART: u32 = 1012;
 pub(super) const TOKEN_REVOKED: u32 = 4401;
 pub(super) const GATEWAY_DELETED: u32 = 4404;
 pub(super) const REPLACED: u32 = 4409;
-
-/// How many are let in at once: more would only wait for the database, and hold memory meanwhile.
-const TURNS: usize = 16;
-/// How long somebody waits for a turn: as long as for a connection to the database.
-const TURN_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What a hub needs.
 #[derive(Debug)]
@@ -65,8 +60,6 @@ pub(crate) struct Hub(Arc<Inner>);
 struct Inner {
     parts: Parts,
     slots: Arc<Semaphore>,
-    /// Whoever is let in has a turn: a fleet that comes at once asks the database one after the other.
-    turns: Semaphore,
     lanes: Mutex<HashMap<String, Arc<Lane>>>,
     node: Node,
     suspects: Suspects,
@@ -109,14 +102,7 @@ impl Hub {
         let slots = Arc::new(Semaphore::new(parts.config.max_connections.min(Semaphore::MAX_PERMITS)));
         metrics::gauge!("tollgate_gateway_connections").set(0.0);
         let node = Node::new(parts.ids.next());
-        Self(Arc::new(Inner {
-            parts,
-            slots,
-            turns: Semaphore::new(TURNS),
-            lanes: Mutex::default(),
-            node,
-            suspects: Suspects::default(),
-        }))
+        Self(Arc::new(Inner { parts, slots, lanes: Mutex::default(), node, suspects: Suspects::default() }))
     }
 
     /// Enters among the instances, and starts to look after the connections.
@@ -144,15 +130,6 @@ impl Hub {
             drop(slot);
         });
         Ok(outbound)
-    }
-
-    /// A turn for what letting somebody in asks of the database. UNAVAILABLE when there is none for too long.
-    pub(crate) async fn turn(&self) -> Result<SemaphorePermit<'_>> {
-        let turn = tokio::time::timeout(TURN_PATIENCE, self.0.turns.acquire()).await;
-        turn.ok().and_then(|turn| turn.ok()).ok_or_else(|| {
-            let message = "too many gateways connect at once";
-            Error::new(Kind::Unavailable, "UNAVAILABLE", message).retry_after(Duration::from_secs(1))
-        })
     }
 
     fn slot(&self, bearer: &Bearer) -> Result<OwnedSemaphorePermit> {
