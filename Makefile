@@ -33,7 +33,7 @@ endif
 
 fault: test-deps ## break everything for five minutes under 300 gateways; FAULT_SECONDS, FAULT_GATEWAYS, FAULT_SEED
 	FAULT_SECONDS=$(FAULT_SECONDS) FAULT_GATEWAYS=$(FAULT_GATEWAYS) FAULT_SEED=$(FAULT_SEED) \
-		$(CARGO) test --locked -p suite --test fault -- --nocapture
+		$(CARGO) test --locked --workspace --test fault -- --nocapture
 
 test-deps:
 	@scripts/build-deps.sh
