@@ -208,9 +208,14 @@ impl Deployments {
     ) -> Result<(Listed<Deployment>, Counts)> {
         let api = self.apis.authorized(caller, api_id, Permission::ApisRead).await?;
         let known = self.resolve_or_none(&api, &[]).await;
-        let states = self.store.states(api_id).await?;
+        let mut states = self.store.states(api_id).await?;
         let total = i64::try_from(states.len()).unwrap_or(i64::MAX);
         let list = self.store.current(api_id, page).await?;
+        // A report may have come between the two: what is listed is what is counted.
+        let listed: BTreeMap<&str, Status> = list.iter().map(|one| (&*one.gateway_id, one.status)).collect();
+        for (gateway, status) in &mut states {
+            *status = listed.get(&**gateway).copied().unwrap_or(*status);
+        }
         Ok((Listed { list, total }, counts(&states, &known)))
     }
 
