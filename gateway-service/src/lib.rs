@@ -163,7 +163,8 @@ impl Service {
             ids: ids.clone(),
         };
         let registry = GatewayApi { gateways: gateways.clone(), tokens: tokens.clone(), hub: hub.clone() };
-        let log = Log { store: stores.events.clone(), bus: bus.clone(), clock: clock.clone() };
+        let log =
+            Log { store: stores.events.clone(), hub: hub.clone(), bus: bus.clone(), clock: clock.clone() };
         figures::follow(&tasks, stores.operations.clone(), link, clock.clone());
         let operations = Operations {
             store: stores.operations,

@@ -9,6 +9,7 @@ mod answers;
 mod cluster;
 mod connection;
 mod delivery;
+mod direct;
 mod heartbeat;
 mod hub;
 mod outbound;

@@ -86,8 +86,9 @@ pub(crate) trait TokenStore: fmt::Debug + Send + Sync + 'static {
 /// The logs of gateways.
 #[async_trait]
 pub(crate) trait EventStore: fmt::Debug + Send + Sync + 'static {
-    /// Appends events in order, all or none. An event whose id is known changes nothing.
-    async fn append(&self, events: &[NewEvent], now: i64) -> Result<Appended>;
+    /// Appends events in order, all or none, and takes what is to be sent to their gateways then. An event whose id is
+    /// known changes nothing.
+    async fn append(&self, events: &[NewEvent], deliveries: &[Delivery], now: i64) -> Result<Appended>;
     /// Applies acknowledgements, one after the other, and takes what is to be sent; reports both.
     async fn write(&self, batch: &Batch, now: i64) -> Result<Outcome>;
     /// These events, which no gateway acknowledges, are done; false when the connection does not count any more.

@@ -10,7 +10,7 @@ use tonic::codec::{BufferSettings, Codec};
 use tonic_prost::{ProstDecoder, ProstEncoder};
 
 /// What a buffer has at first; it grows with the messages.
-const INITIAL: usize = 512;
+const INITIAL: usize = 256;
 /// How much is gathered before it is sent, as in tonic.
 const GATHERED: usize = 32 * 1024;
 

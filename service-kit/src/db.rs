@@ -129,6 +129,8 @@ impl SqlitePool {
             .busy_timeout(Duration::from_secs(10))
             .foreign_keys(true)
             .pragma("wal_autocheckpoint", "1000")
+            // A batch of rows comes over to us in one go, not with a change of threads for each fifty.
+            .row_buffer_size(1_024)
             .disable_statement_logging();
         let file = options.get_filename();
         if create {

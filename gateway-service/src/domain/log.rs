@@ -1,8 +1,7 @@
 //! The log of each gateway: what it is told, in the order in which it happened.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
-use bytes::Bytes;
 use service_kit::{
     Clock, Error, Result,
     bus::{Bus, Message},
@@ -13,6 +12,7 @@ use service_kit::{
 use super::acks::State;
 use crate::{
     events::{self, Effect},
+    link::Hub,
     store::EventStore,
 };
 
@@ -101,10 +101,12 @@ pub(crate) struct Sending {
 pub(crate) struct Appended {
     /// Events whose gateway does not exist (any more).
     pub(crate) unknown: Vec<String>,
-    /// Gateways whose log has grown.
-    pub(crate) grown: Vec<String>,
+    /// Gateways whose log has grown, up to which revision.
+    pub(crate) grown: BTreeMap<String, i64>,
     /// Events whose gateway has no connection to any instance: gateway, revision, type.
     pub(crate) waiting: Vec<(String, i64, String)>,
+    /// For each delivery that was asked for what is to be sent.
+    pub(crate) taken: Vec<Taken>,
 }
 
 /// What a request for repetition asks for.
@@ -153,6 +155,7 @@ pub(crate) fn comes_again(state: State, event_type: &str, full: bool) -> bool {
 #[derive(Debug, Clone)]
 pub(crate) struct Log {
     pub(crate) store: Arc<dyn EventStore>,
+    pub(crate) hub: Hub,
     pub(crate) bus: Arc<dyn Bus>,
     pub(crate) clock: Clock,
 }
@@ -161,7 +164,9 @@ impl Log {
     /// Appends events in order, all or none. Returns the ids of those whose gateway does not exist.
     pub(crate) async fn append(&self, events: Vec<NewEvent>) -> Result<Vec<String>> {
         let events = checked(events)?;
-        let appended = self.store.append(&events, self.clock.now_ms()).await?;
+        let claim = self.hub.claim(events.iter().map(|event| event.gateway_id.as_str()));
+        let mut appended = self.store.append(&events, &claim.deliveries(), self.clock.now_ms()).await?;
+        claim.give(std::mem::take(&mut appended.taken));
         if !appended.unknown.is_empty() {
             tracing::warn!(events = ?appended.unknown, "events of unknown gateways dropped");
         }
@@ -173,9 +178,12 @@ impl Log {
         Ok(appended.unknown)
     }
 
-    /// Tells every instance that these logs have grown.
-    async fn announce(&self, grown: &[String]) {
-        let hint = |gateway| Message { subject: format!("{SUBJECT}{gateway}"), payload: Bytes::new() };
+    /// Tells every instance that these logs have grown, and up to where.
+    async fn announce(&self, grown: &BTreeMap<String, i64>) {
+        let hint = |(gateway, head): (&String, &i64)| Message {
+            subject: format!("{SUBJECT}{gateway}"),
+            payload: head.to_string().into(),
+        };
         if let Err(error) = self.bus.publish_all(grown.iter().map(hint).collect()).await {
             tracing::warn!(%error, "hints not published: the next look at the logs finds what is new");
         }

@@ -2,9 +2,9 @@
 
 use std::{
     fmt::Display,
-    pin::{Pin, pin},
+    pin::Pin,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicI64, Ordering},
     },
     time::Duration,
@@ -19,14 +19,14 @@ use proto::{
     time::Timestamp,
 };
 use service_kit::Error;
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 
 use super::{
     admission::{self, Side},
     answering,
     answers::Answers,
     heartbeat::{Beat, Heartbeat},
-    hub::{Hub, REPLACED},
+    hub::{Hub, Joined, REPLACED},
     outbound::{Offered, Queue, framed},
     resume::Resume,
     unanswered::Unanswered,
@@ -85,7 +85,9 @@ pub(super) struct Link {
     heard_at: AtomicI64,
     life: Notify,
     closing: Mutex<bool>,
-    farewell: watch::Sender<Option<Farewell>>,
+    farewell: OnceLock<Farewell>,
+    /// There is a farewell.
+    asked: Notify,
 }
 
 impl Link {
@@ -106,7 +108,8 @@ impl Link {
             heard_at: AtomicI64::new(record.heard_at),
             life: Notify::new(),
             closing: Mutex::new(false),
-            farewell: watch::channel(None).0,
+            farewell: OnceLock::new(),
+            asked: Notify::new(),
         }
     }
 
@@ -187,13 +190,9 @@ impl Link {
 
     /// Asks the connection to end. The first reason counts.
     pub(super) fn close(&self, code: u32, reason: &str) {
-        self.farewell.send_if_modified(|farewell| {
-            let first = farewell.is_none();
-            if first {
-                *farewell = Some(Farewell { code, reason: reason.to_owned() });
-            }
-            first
-        });
+        if self.farewell.set(Farewell { code, reason: reason.to_owned() }).is_ok() {
+            self.asked.notify_one();
+        }
     }
 
     fn closing(&self) -> MutexGuard<'_, bool> {
@@ -202,27 +201,43 @@ impl Link {
 }
 
 /// Runs a connection from its hello to its end.
-pub(super) async fn run<S, E>(hub: Hub, bearer: Bearer, inbound: S, queue: Queue)
+pub(super) async fn run<S, E>(hub: Hub, bearer: Bearer, mut inbound: Pin<Box<Peekable<S>>>, queue: Queue)
 where
     S: Stream<Item = Result<GatewayFrame, E>> + Send,
     E: Display,
 {
-    let mut inbound = pin!(inbound.peekable());
+    let mut inbound = inbound.as_mut();
     // What is over soon is boxed: a connection keeps the room of its largest step as long as it lasts.
-    let (hello, peer) = match Box::pin(admission::hello(&hub, &mut inbound)).await {
+    let Some(joined) = Box::pin(enter(&hub, bearer, &mut inbound, queue)).await else { return };
+    let link = joined.link().clone();
+    let reason = pump(&hub, &link, &mut inbound).await;
+    drop(joined);
+    Box::pin(hub.forget(&link)).await;
+    tracing::info!(gateway = link.bearer.gateway_id, connection = link.id, reason, "gateway disconnected");
+}
+
+/// From the hello to the place in the registry. Who gets none is told why.
+async fn enter<S, E>(hub: &Hub, bearer: Bearer, inbound: &mut Inbound<'_, S>, queue: Queue) -> Option<Joined>
+where
+    S: Stream<Item = Result<GatewayFrame, E>> + Send,
+    E: Display,
+{
+    let (hello, peer) = match admission::hello(hub, inbound).await {
         Ok(peer) => peer,
         Err(error) => {
             tracing::warn!(gateway = bearer.gateway_id, %error, "connection without a good hello");
-            return queue.end(Err(error)).await;
+            queue.end(Err(error)).await;
+            return None;
         }
     };
     let now = hub.clock().now_ms();
-    let record = admission::record(&hub, &bearer, &hello, &peer, now);
-    let (side, epoch, head) = match Box::pin(admission::admit(&hub, &record, &peer)).await {
+    let record = admission::record(hub, &bearer, &hello, &peer, now);
+    let (side, epoch, head) = match admission::admit(hub, &record, &peer).await {
         Ok(admitted) => admitted,
         Err(error) => {
             tracing::warn!(gateway = bearer.gateway_id, %error, "connection refused");
-            return queue.end(Err(error)).await;
+            queue.end(Err(error)).await;
+            return None;
         }
     };
     let (remote, transport) = (record.remote_address.clone(), record.transport.clone());
@@ -245,10 +260,7 @@ where
         applied = peer.applied(),
         "gateway connected"
     );
-    let reason = pump(&hub, &link, &mut inbound).await;
-    drop(joined);
-    hub.forget(&link).await;
-    tracing::info!(gateway = link.bearer.gateway_id, connection = link.id, reason, "gateway disconnected");
+    Some(joined)
 }
 
 /// Frames both ways. Returns why it ended.
@@ -259,11 +271,10 @@ where
 {
     let config = hub.config();
     let mut heartbeat = Heartbeat::new(config.heartbeat(), config.silence());
-    let mut farewell = link.farewell.subscribe();
     loop {
         tokio::select! {
             biased;
-            asked = asked_to_end(&mut farewell) => return end(link, asked).await,
+            asked = asked_to_end(link) => return Box::pin(end(link, asked)).await,
             () = link.queue.closed() => return "the peer is gone".to_owned(),
             frame = inbound.next() => match frame {
                 None => return "closed by the peer".to_owned(),
@@ -273,7 +284,8 @@ where
                     if let Err(error) = Box::pin(take(hub, link, frame, inbound)).await {
                         // Unacknowledged, everything comes again on the next connection.
                         let reason = format!("frame not recorded: {error}");
-                        let _ = tokio::time::timeout(FAREWELL, link.queue.end(Err(error))).await;
+                        let end = Box::pin(link.queue.end(Err(error)));
+                        let _ = tokio::time::timeout(FAREWELL, end).await;
                         return reason;
                     }
                 }
@@ -291,7 +303,7 @@ where
                 }
                 Beat::Dead => {
                     let reason = "no sign of life".to_owned();
-                    return end(link, Farewell { code: 4408, reason }).await;
+                    return Box::pin(end(link, Farewell { code: 4408, reason })).await;
                 }
             },
         }
@@ -310,11 +322,12 @@ async fn complete(hub: &Hub, link: &Link) {
 }
 
 /// Completes when the platform wants the connection to end.
-async fn asked_to_end(farewell: &mut watch::Receiver<Option<Farewell>>) -> Farewell {
-    match farewell.wait_for(Option::is_some).await.map(|asked| asked.clone()) {
-        Ok(Some(farewell)) => farewell,
-        // The link holds the sender as long as the connection runs.
-        _ => std::future::pending().await,
+async fn asked_to_end(link: &Link) -> Farewell {
+    loop {
+        if let Some(farewell) = link.farewell.get() {
+            return farewell.clone();
+        }
+        link.asked.notified().await;
     }
 }
 

@@ -35,7 +35,8 @@ const AGAIN: usize = 16;
 pub(super) async fn run(hub: Hub, lane: Arc<Lane>) {
     let mut backoff = Duration::from_millis(50);
     loop {
-        match rounds(&hub, &lane).await {
+        // Boxed: most lanes have nothing to do most of the time, and a platform has thousands of them.
+        match Box::pin(rounds(&hub, &lane)).await {
             Ok(true) => backoff = Duration::from_millis(50),
             Ok(false) => {
                 backoff = Duration::from_millis(50);
@@ -59,6 +60,7 @@ pub(super) async fn run(hub: Hub, lane: Arc<Lane>) {
 
 /// One batch for those that share what they know, and one for each of those that know it themselves.
 async fn rounds(hub: &Hub, lane: &Lane) -> Result<bool> {
+    let _turn = lane.turn.lock().await;
     let more = round(hub, lane).await?;
     Ok(resume::round(hub, lane).await? || more)
 }
@@ -66,24 +68,36 @@ async fn rounds(hub: &Hub, lane: &Lane) -> Result<bool> {
 /// Sends one batch to the connections that can take it. Says whether there may be more.
 async fn round(hub: &Hub, lane: &Lane) -> Result<bool> {
     let links = lane.links();
+    let asked = ask(lane, &links);
+    let repeats = repeat(hub, lane, &links).await?;
+    let Some((ready, delivery)) = asked else { return Ok(repeats) };
+    let taken = hub.journal().deliver(delivery).await?;
+    Ok(give(hub, lane, &ready, taken)? || repeats)
+}
+
+/// What to take out of the log for the connections that can take something, and which these are.
+pub(super) fn ask(lane: &Lane, links: &[Arc<Link>]) -> Option<(Vec<Arc<Link>>, Delivery)> {
     let is_ready = |link: &&Arc<Link>| link.resume.is_none() && !link.is_gone() && has_room(link);
     let ready: Vec<Arc<Link>> = links.iter().filter(is_ready).cloned().collect();
-    let repeats = repeat(hub, lane, &links).await?;
-    let Some(from) = ready.iter().map(|link| link.cursor()).min() else { return Ok(repeats) };
+    let from = ready.iter().map(|link| link.cursor()).min()?;
     let next: Vec<_> = ready.iter().filter(|link| link.cursor() == from).collect();
     let most = next.iter().map(|link| link.capacity()).max().unwrap_or(0).clamp(1, BATCH);
     let bytes = next.iter().map(|link| link.room()).max().unwrap_or(0).max(1);
     let pick = Pick::After { revision: from, most, bytes };
-    let taken = hub.journal().deliver(Delivery { gateway_id: lane.gateway_id.clone(), pick }).await?;
-    let (last, more) = (taken.last, taken.more || repeats);
+    Some((ready, Delivery { gateway_id: lane.gateway_id.clone(), pick }))
+}
+
+/// Sends what was taken out of the log to the connections it was taken for. Says whether there may be more.
+pub(super) fn give(hub: &Hub, lane: &Lane, ready: &[Arc<Link>], taken: Taken) -> Result<bool> {
+    let (last, more) = (taken.last, taken.more);
     if last == 0 {
         return Ok(more);
     }
     hub.reports().now();
     // A connection that came meanwhile gets what it has not got yet from its own cursor on.
     let sendings = sendings(hub, taken);
-    send(hub, &ready, &sendings, last)?;
-    note_sent(hub, lane, &links, &sendings);
+    send(hub, ready, &sendings, last)?;
+    note_sent(hub, lane, &lane.links(), &sendings);
     lane.raise_head(last);
     // A queue that was full a moment ago may have been emptied before it could ask for more.
     let behind = |link: &Arc<Link>| link.cursor() < last && !link.is_gone() && link.capacity() > 0;

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use futures_util::Stream;
+use futures_util::{FutureExt as _, Stream, StreamExt as _};
 use proto::gateway::{Connected, GatewayFrame, platform_frame::Frame};
 use service_kit::{Clock, Error, Ids, Kind, Result, bus::Bus, opaque, outbox::Nudge, shutdown::Tasks};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
@@ -79,8 +79,11 @@ pub(super) struct Lane {
     pub(super) wake: Notify,
     pub(super) ended: CancellationToken,
     pub(super) sent: Sent,
+    /// Whose turn it is to give to the connections: the lane's own task, or an append.
+    pub(super) turn: Arc<tokio::sync::Mutex<()>>,
     links: Mutex<Vec<Arc<Link>>>,
     head: AtomicI64,
+    given: AtomicI64,
 }
 
 /// Keeps a connection in the registry until it is dropped.
@@ -124,11 +127,10 @@ impl Hub {
         }
         let slot = self.slot(&bearer)?;
         let (queue, outbound) = Outbound::new();
-        let hub = self.clone();
-        self.0.parts.tasks.spawn_short(async move {
-            connection::run(hub, bearer, inbound, queue).await;
-            drop(slot);
-        });
+        // Boxed: a future keeps a copy of what it passes on.
+        let inbound = Box::pin(inbound.peekable());
+        let run = connection::run(self.clone(), bearer, inbound, queue);
+        self.0.parts.tasks.spawn_short(run.map(|()| drop(slot)));
         Ok(outbound)
     }
 
@@ -330,6 +332,11 @@ impl Hub {
         }
     }
 
+    /// The lane of a gateway that is connected here.
+    pub(super) fn lane(&self, gateway_id: &str) -> Option<Arc<Lane>> {
+        self.lanes().get(gateway_id).cloned()
+    }
+
     /// The gateways that are connected here.
     pub(super) fn all_lanes(&self) -> Vec<Arc<Lane>> {
         self.lanes().values().cloned().collect()
@@ -358,8 +365,10 @@ impl Lane {
             wake: Notify::new(),
             ended: CancellationToken::new(),
             sent: Sent::default(),
+            turn: Arc::default(),
             links: Mutex::default(),
             head: AtomicI64::new(0),
+            given: AtomicI64::new(0),
         }
     }
 
@@ -373,8 +382,24 @@ impl Lane {
         self.head.fetch_max(revision, Ordering::SeqCst) < revision
     }
 
+    /// Nobody who was connected needs to be told of anything up to here.
+    pub(super) fn given(&self) -> i64 {
+        self.given.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn set_given(&self, revision: i64) {
+        self.given.fetch_max(revision, Ordering::SeqCst);
+    }
+
     fn links_mut(&self) -> MutexGuard<'_, Vec<Arc<Link>>> {
         self.links.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Joined {
+    /// The connection.
+    pub(super) fn link(&self) -> &Arc<Link> {
+        &self.link
     }
 }
 

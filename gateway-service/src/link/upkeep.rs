@@ -81,7 +81,9 @@ impl Hub {
             match received {
                 Received::Message(message) => {
                     if let Some(gateway) = message.subject.strip_prefix(SUBJECT) {
-                        self.wake(gateway);
+                        let head =
+                            std::str::from_utf8(&message.payload).ok().and_then(|text| text.parse().ok());
+                        self.has_grown(gateway, head);
                     } else if let Some(gateway) = message.subject.strip_prefix(CONTROL) {
                         self.suspect(gateway);
                     }

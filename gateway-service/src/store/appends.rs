@@ -132,7 +132,7 @@ impl AppendAll for Connection {
         let failures: Vec<_> = waiting.iter().map(|(revision, event, _)| waits(event, *revision)).collect();
         self.fail_all(&failures, now).await?;
         appended.waiting = failures.into_iter().map(|f| (f.gateway_id, f.revision, f.event_type)).collect();
-        appended.grown = grown.into_keys().map(str::to_owned).collect();
+        appended.grown = grown.into_iter().map(|(gateway, head)| (gateway.to_owned(), head)).collect();
         Ok(appended)
     }
 

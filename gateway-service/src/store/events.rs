@@ -23,7 +23,7 @@ use super::{
 use crate::domain::{
     acks::State,
     instances::Author,
-    log::{Appended, NewEvent, Requeue, comes_again},
+    log::{Appended, Delivery, NewEvent, Requeue, comes_again},
     retries::payload_naming,
 };
 
@@ -65,9 +65,10 @@ impl NewestRow {
 #[trait_gen(Pool -> SqlitePool, PostgresPool)]
 #[async_trait]
 impl EventStore for SqlStore<Pool> {
-    async fn append(&self, events: &[NewEvent], now: i64) -> Result<Appended> {
+    async fn append(&self, events: &[NewEvent], deliveries: &[Delivery], now: i64) -> Result<Appended> {
         let mut tx = self.pool.begin().await?;
-        let appended = tx.append_events(events, now).await?;
+        let mut appended = tx.append_events(events, now).await?;
+        appended.taken = tx.deliver_all(deliveries, now).await?;
         tx.commit().await?;
         Ok(appended)
     }

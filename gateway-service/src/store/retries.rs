@@ -152,6 +152,6 @@ impl RetryStore for SqlStore<Pool> {
         }
         let appended = tx.append_events(&events, rule.now).await?;
         tx.commit().await?;
-        Ok(appended.grown)
+        Ok(appended.grown.into_keys().collect())
     }
 }

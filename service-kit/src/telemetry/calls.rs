@@ -1,6 +1,7 @@
 //! A span, a log line and a duration for every gRPC call that a service answers.
 //!
-//! How a call ended is only known from its trailers, so line and duration wait for them.
+//! How a call ended is only known from its trailers, so line and duration wait for them. The span of a call that
+//! may last for weeks ends with the head of its answer: nobody would see it before, and there are thousands of them.
 
 use std::{
     convert::Infallible,
@@ -57,7 +58,9 @@ where
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         // Only known methods become labels: anything else would let callers make metrics without end.
-        let method = proto::Contract::get().method(request.uri().path()).map_or("_OTHER", |m| &m.path[1..]);
+        let known = proto::Contract::get().method(request.uri().path());
+        let method = known.map_or("_OTHER", |m| &m.path[1..]);
+        let lasts = known.is_some_and(|m| m.max_deadline.is_none());
         let span = tracing::info_span!(
             "rpc",
             otel.kind = "server",
@@ -80,6 +83,9 @@ where
             let response = future.await?;
             // An error without an answer is trailers-only: its status stands in the headers.
             record.code = code_in(response.headers()).unwrap_or(record.code);
+            if lasts {
+                record.span = Span::none();
+            }
             Ok(response.map(|inner| Call { inner, record }))
         };
         Box::pin(answer.instrument(span))

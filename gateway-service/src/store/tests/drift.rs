@@ -38,7 +38,7 @@ async fn drift_is_one_thing_for_the_list_the_figures_and_the_watch() {
         let later = NOW + 100;
         // A plain gateway runs the first; then an instance that resumes does the second.
         let first = new_event(&ids, &gateway, "api", "api.deployed");
-        stores.events.append(std::slice::from_ref(&first), NOW).await.unwrap();
+        stores.events.append(std::slice::from_ref(&first), &[], NOW).await.unwrap();
         assert_eq!(drifted(&stores, &gateway, NOW).await, [], "not yet");
         assert_eq!(drifted(&stores, &gateway, later).await, [("api".to_owned(), String::new())]);
         let (taken, _) = write(&stores, vec![super::after(&gateway, 0)], vec![]).await;
@@ -54,7 +54,7 @@ async fn drift_is_one_thing_for_the_list_the_figures_and_the_watch() {
             event_key: "apikey:api:k".into(),
             ..new_event(&ids, &gateway, "api", "apikey.created")
         };
-        stores.events.append(&[second.clone(), other.clone(), key], NOW).await.unwrap();
+        stores.events.append(&[second.clone(), other.clone(), key], &[], NOW).await.unwrap();
         let connection_id = &instance(&stores, &ids, &gateway, "i", 0, NOW).await;
         let author = Author { gateway_id: &gateway, instance_id: "i", connection_id };
         let runs = |revision, event: &NewEvent| Reply {

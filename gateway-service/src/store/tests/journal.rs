@@ -23,7 +23,7 @@ async fn what_is_nobodys_fault_is_not_tried_in_halves() {
         let mut gateways = Vec::new();
         for _ in 0..8 {
             let gateway = gateway(&stores, &ids).await;
-            stores.events.append(&[new_event(&ids, &gateway, "a", "api.deployed")], NOW).await.unwrap();
+            stores.events.append(&[new_event(&ids, &gateway, "a", "api.deployed")], &[], NOW).await.unwrap();
             gateways.push(gateway);
         }
         sqlx::raw_sql(TROUBLE).execute(pool.read()).await.unwrap();

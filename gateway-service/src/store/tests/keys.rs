@@ -26,7 +26,7 @@ fn event(ids: &Ids, gateway_id: &str, key: &str, event_type: &str) -> NewEvent {
 
 async fn append(stores: &Stores, ids: &Ids, gateway_id: &str, events: &[(&str, &str)]) {
     let events: Vec<_> = events.iter().map(|(key, kind)| event(ids, gateway_id, key, kind)).collect();
-    stores.events.append(&events, NOW).await.unwrap();
+    stores.events.append(&events, &[], NOW).await.unwrap();
 }
 
 /// Answers events of a gateway on its connection.

@@ -25,6 +25,8 @@ const KEYS: usize = 3;
 enum Step {
     /// A new deployment of an API, or the removal of its newest.
     Append(usize, bool),
+    /// The same, and a connection gets it at once, with what it has not got yet.
+    Direct(usize, bool, usize),
     /// Sends the next events on a connection.
     Deliver(usize, usize),
     /// Sends again what a connection has got before.
@@ -43,6 +45,7 @@ fn step() -> impl Strategy<Value = Step> {
     let link = 0..LINKS;
     prop_oneof![
         3 => (0..KEYS, any::<bool>()).prop_map(|(key, deploy)| Step::Append(key, deploy)),
+        2 => (0..KEYS, any::<bool>(), link.clone()).prop_map(|(key, deploy, link)| Step::Direct(key, deploy, link)),
         4 => (link.clone(), 1..4usize).prop_map(|(link, most)| Step::Deliver(link, most)),
         1 => (link.clone(), 0..8usize).prop_map(|(link, which)| Step::Again(link, which)),
         4 => (link.clone(), prop::bool::weighted(0.8)).prop_map(|(link, well)| Step::Perform(link, well)),
@@ -109,7 +112,8 @@ impl World {
     async fn step(&mut self, step: Step) {
         self.now += 1;
         match step {
-            Step::Append(key, deploy) => self.append(key, deploy).await,
+            Step::Append(key, deploy) => self.append(key, deploy, None).await,
+            Step::Direct(key, deploy, line) => self.append(key, deploy, Some(line)).await,
             Step::Deliver(line, most) => drop(self.deliver(line, most).await),
             Step::Again(line, which) => self.again(line, which).await,
             Step::Perform(line, well) => self.perform(line, well),
@@ -123,7 +127,8 @@ impl World {
         }
     }
 
-    async fn append(&mut self, key: usize, deploy: bool) {
+    /// With a line: what that takes goes out in the same transaction.
+    async fn append(&mut self, key: usize, deploy: bool, line: Option<usize>) {
         let (api, newest) = (self.api(key), self.ids.next());
         let history = self.wanted.entry(api.clone()).or_default();
         let (event_type, deployment_id) = match (deploy, history.last()) {
@@ -136,24 +141,45 @@ impl World {
         let event = new_event(&self.ids, &self.gateway_id, &api, event_type);
         let event = NewEvent { id, deployment_id, payload_json, ..event };
         let twice = [event.clone(), event];
-        let appended = self.stores.events.append(&twice, self.now).await.unwrap();
-        assert_eq!(appended.grown, std::slice::from_ref(&self.gateway_id));
-        assert!(self.stores.events.append(&twice, self.now).await.unwrap().grown.is_empty());
+        let delivery = line.map(|line| Delivery {
+            gateway_id: self.gateway_id.clone(),
+            pick: Pick::After { revision: self.lines[line].cursor, most: 3, bytes: MIB },
+        });
+        let mut appended = self.stores.events.append(&twice, delivery.as_slice(), self.now).await.unwrap();
+        assert_eq!(appended.grown.keys().collect::<Vec<_>>(), [&self.gateway_id]);
+        assert_eq!(appended.taken.len(), usize::from(line.is_some()));
+        if let (Some(line), Some(taken)) = (line, appended.taken.pop()) {
+            self.check_times(&taken);
+            assert!(
+                taken.more || taken.last == appended.grown[&self.gateway_id],
+                "the new one is among them"
+            );
+            self.receive(line, taken);
+        }
+        assert!(self.stores.events.append(&twice, &[], self.now).await.unwrap().grown.is_empty());
     }
 
     async fn take(&mut self, pick: Pick) -> Taken {
         let delivery = Delivery { gateway_id: self.gateway_id.clone(), pick };
         let batch = Batch { deliveries: vec![delivery], answers: vec![] };
         let taken = self.stores.events.write(&batch, self.now).await.unwrap().taken.remove(0);
+        self.check_times(&taken);
+        taken
+    }
+
+    fn check_times(&mut self, taken: &Taken) {
         for stamped in &taken.events {
             let last = self.sent_at.insert(stamped.event.artifact_id.clone(), stamped.performed_at);
             assert!(last < Some(stamped.performed_at), "performedAt only grows");
         }
-        taken
     }
 
     async fn deliver(&mut self, line: usize, most: usize) -> bool {
         let taken = self.take(Pick::After { revision: self.lines[line].cursor, most, bytes: MIB }).await;
+        self.receive(line, taken)
+    }
+
+    fn receive(&mut self, line: usize, taken: Taken) -> bool {
         let line = &mut self.lines[line];
         for stamped in taken.events {
             assert!(stamped.event.revision > line.cursor, "the order never goes back");
