@@ -128,7 +128,8 @@ impl SqlitePool {
             .synchronous(SqliteSynchronous::Full)
             .busy_timeout(Duration::from_secs(10))
             .foreign_keys(true)
-            .pragma("wal_autocheckpoint", "1000")
+            // Whoever commits writes the log back when it is this long, in pages: seldom, but not all of the disk.
+            .pragma("wal_autocheckpoint", "4000")
             // A batch of rows comes over to us in one go, not with a change of threads for each fifty.
             .row_buffer_size(1_024)
             .disable_statement_logging();
@@ -140,7 +141,8 @@ impl SqlitePool {
             .max_connections(1)
             .idle_timeout(None)
             .max_lifetime(None)
-            .connect_with(options.clone())
+            // Twice the cache of a reader: a batch goes through many pages of many indexes.
+            .connect_with(options.clone().pragma("cache_size", "-4000"))
             .await
             .with_context(|| format!("cannot open {}", file.display()))?;
         let readers = SqlitePoolOptions::new()

@@ -105,7 +105,8 @@ pub(crate) struct Candidate {
     pub(crate) artifact_id: String,
     /// That it is about; the gateway may have been told another.
     pub(crate) deployment_id: String,
-    /// When an older event of the key was sent last, again maybe; 0 when there is none.
+    /// When an older event of the key was sent last, again maybe; 0 when there is none, or none was sent after what is
+    /// answered.
     pub(crate) older_sent_at: i64,
 }
 

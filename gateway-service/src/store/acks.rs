@@ -18,22 +18,35 @@ use crate::domain::{
     web::Deployment,
 };
 
-/// Events before revisions that are done, about the same: sent again, they would undo it.
+/// Events before revisions that are done, about the same: sent again, they would undo it. The key is not looked for in
+/// its index, which has the whole history: few events of a gateway are open.
 const SUPERSEDE: &str = "UPDATE gateway_events SET state = 'superseded' FROM json_each($1) AS i
      WHERE gateway_events.gateway_id = i.value ->> 0
        AND gateway_events.revision < CAST(i.value ->> 1 AS BIGINT)
-       AND gateway_events.event_key = i.value ->> 2 AND gateway_events.event_key <> ''
+       AND gateway_events.event_key || '' = i.value ->> 2 AND gateway_events.event_key <> ''
        AND gateway_events.state IN ('pending', 'delivered')";
 
-/// What may be meant, and when an older event of its key was sent last.
-const CANDIDATES: &str = "SELECT CAST(i.value ->> 0 AS BIGINT) AS at, e.revision, e.state, e.performed_at,
-       e.created_at, e.event_key, e.artifact_id, e.deployment_id,
-       (SELECT COALESCE(MAX(o.performed_at), 0) FROM gateway_events o WHERE o.gateway_id = e.gateway_id
-         AND o.event_key = e.event_key AND o.event_key <> '' AND o.revision < e.revision) AS older_sent_at
-     FROM json_each($1) AS i
-     JOIN gateway_events e ON e.gateway_id = i.value ->> 1 AND e.type = i.value ->> 3
-       AND ((e.named_id = '' AND e.deployment_id = i.value ->> 2)
-         OR (e.named_id <> '' AND e.named_id = i.value ->> 2))
+/// What may be meant, and when an older event of its key was sent last. The history of the key is only read if
+/// something about the artifact was sent after what is answered.
+const CANDIDATES: &str = "SELECT c.at, e.revision, e.state, e.performed_at, e.created_at, e.event_key, e.artifact_id,
+       e.deployment_id,
+       CASE WHEN a.performed_at <= COALESCE(c.said, e.performed_at) THEN 0 ELSE
+         (SELECT COALESCE(MAX(o.performed_at), 0) FROM gateway_events o WHERE o.gateway_id = e.gateway_id
+           AND o.event_key = e.event_key AND o.event_key <> '' AND o.revision < e.revision)
+       END AS older_sent_at
+     FROM (
+       SELECT CAST(i.value ->> 0 AS BIGINT) AS at, CAST(i.value ->> 4 AS BIGINT) AS said, d.gateway_id, d.revision
+       FROM json_each($1) AS i
+       JOIN gateway_events d ON d.gateway_id = i.value ->> 1 AND d.deployment_id = i.value ->> 2
+         AND d.named_id = '' AND d.type = i.value ->> 3
+       UNION ALL
+       SELECT CAST(i.value ->> 0 AS BIGINT), CAST(i.value ->> 4 AS BIGINT), n.gateway_id, n.revision
+       FROM json_each($1) AS i
+       JOIN gateway_events n ON n.gateway_id = i.value ->> 1 AND n.named_id = i.value ->> 2
+         AND n.named_id <> '' AND n.type = i.value ->> 3
+     ) c
+     JOIN gateway_events e ON e.gateway_id = c.gateway_id AND e.revision = c.revision
+     LEFT JOIN gateway_artifacts a ON a.gateway_id = e.gateway_id AND a.artifact_id = e.artifact_id
      ORDER BY e.revision";
 
 #[derive(sqlx::FromRow)]
@@ -119,7 +132,10 @@ impl Acknowledge for Connection {
         let input: Vec<_> = answers
             .iter()
             .enumerate()
-            .map(|(at, answer)| (at, &answer.gateway_id, &answer.ack.deployment_id, answer.ack.event.name))
+            .map(|(at, answer)| {
+                let ack = &answer.ack;
+                (at, &answer.gateway_id, &ack.deployment_id, ack.event.name, ack.performed_at)
+            })
             .collect();
         let found: Vec<CandidateRow> =
             sqlx::query_as(Self::sql(CANDIDATES)).bind(rows(&input)?).fetch_all(&mut *self).await?;

@@ -56,10 +56,11 @@ const AGAIN: &str = "SELECT DISTINCT CAST(i.value ->> 0 AS BIGINT) AS at, e.gate
        AND (e.revision = d.revision OR (e.event_key = d.event_key AND e.event_key <> ''))
      WHERE d.state = 'delivered' AND e.state = 'delivered' ORDER BY at, e.revision";
 
-/// Open events of keys before a revision.
+/// Open events of keys before a revision. The key is not looked for in its index, which has the whole history: few
+/// events of a gateway are open.
 const OLDER: &str = "SELECT CAST(i.value ->> 0 AS BIGINT), e.revision, e.type
      FROM json_each($1) AS i
-     JOIN gateway_events e ON e.gateway_id = i.value ->> 1 AND e.event_key = i.value ->> 2
+     JOIN gateway_events e ON e.gateway_id = i.value ->> 1 AND e.event_key || '' = i.value ->> 2
        AND e.revision <= CAST(i.value ->> 3 AS BIGINT)
      WHERE e.state IN ('pending', 'delivered') ORDER BY e.revision DESC";
 
