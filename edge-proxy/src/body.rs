@@ -4,12 +4,14 @@ use std::{
     future::Future as _,
     pin::Pin,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, HeaderValue, StatusCode, header};
+use futures_util::StreamExt as _;
+use http::{HeaderMap, HeaderValue, StatusCode, Version, header, request::Parts};
 use http_body::{Body as _, Frame, SizeHint};
-use http_body_util::BodyExt as _;
+use http_body_util::{BodyExt as _, BodyStream, Full, StreamBody};
 use hyper::body::Incoming;
 use service_kit::{Error, Kind};
 use tokio::{
@@ -19,9 +21,9 @@ use tokio::{
 use tokio_util::sync::WaitForCancellationFutureOwned;
 use tonic::Status;
 
-use crate::{Body, rescue::Refusal};
+use crate::{Body, cache::Written, codings, rescue::Refusal};
 
-/// Reads a whole body of at most `limit` bytes until `deadline`.
+/// Reads a whole body of at most `limit` bytes, inflated or not, until `deadline`.
 pub(crate) async fn read(
     body: Incoming,
     headers: &HeaderMap,
@@ -36,9 +38,61 @@ pub(crate) async fn read(
     if announced.is_some_and(|bytes: u64| bytes > limit as u64) {
         return Err(too_large(limit));
     }
+    let coding = codings::of_body(headers)?;
     let late =
         || Refusal::http(StatusCode::REQUEST_TIMEOUT, "BODY_TIMEOUT", "the body did not arrive in time");
-    tokio::time::timeout_at(deadline, gather(body, limit)).await.unwrap_or_else(|_| Err(late()))
+    let body =
+        tokio::time::timeout_at(deadline, gather(body, limit)).await.unwrap_or_else(|_| Err(late()))?;
+    match coding {
+        Some(coding) => codings::inflated(coding, body, limit).await,
+        None => Ok(body),
+    }
+}
+
+/// Up to here a body of HTTP/1.1 is read before its call is admitted.
+const SMALL: usize = 16 * 1024;
+
+/// A body whose beginning has been read: all of it when it is small. Of HTTP/1.1 only: hyper closes a connection
+/// whose body nobody reads, and a client that is refused, and has more to send, hears a hang-up in place of an answer.
+/// Not for streams, whose end may be far.
+pub(crate) async fn at_hand(parts: &Parts, body: Incoming, within: Duration) -> Result<Body, Refusal> {
+    if body.is_end_stream() || parts.version >= Version::HTTP_2 {
+        return Ok(Body::new(body));
+    }
+    let late =
+        || Refusal::http(StatusCode::REQUEST_TIMEOUT, "BODY_TIMEOUT", "the body did not arrive in time");
+    let begun = tokio::time::timeout(within, begin(body)).await.map_err(|_| late())?;
+    let (begun, rest) = begun.map_err(aborted)?;
+    let begun = Full::new(begun);
+    Ok(match rest {
+        None => Body::new(begun),
+        Some(rest) => {
+            let frames = BodyStream::new(begun.map_err(|never| match never {}));
+            Body::new(StreamBody::new(frames.chain(BodyStream::new(rest))))
+        }
+    })
+}
+
+/// The beginning of a body, and the rest if it is not small.
+async fn begin(mut body: Incoming) -> Result<(Bytes, Option<Incoming>), hyper::Error> {
+    let mut begun = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        if let Ok(data) = frame?.into_data() {
+            begun.extend_from_slice(&data);
+        }
+        if begun.len() > SMALL {
+            return Ok((begun.freeze(), Some(body)));
+        }
+    }
+    Ok((begun.freeze(), None))
+}
+
+/// Reads a small body of a call that is refused, for the sake of its connection: see [`at_hand`].
+pub(crate) async fn let_go(parts: &Parts, body: Incoming) {
+    if parts.version < Version::HTTP_2 && !body.is_end_stream() {
+        // Who is slower than that may lose it.
+        let _ = tokio::time::timeout(Duration::from_secs(1), begin(body)).await;
+    }
 }
 
 async fn gather(mut body: Incoming, limit: usize) -> Result<Bytes, Refusal> {
@@ -171,6 +225,67 @@ impl http_body::Body for Counted {
     }
 }
 
+/// The beginning of a request.
+pub(crate) enum Start {
+    /// There was no more.
+    Whole(Bytes),
+    /// All of it, as it comes; the receiver hears of what is wrong with it.
+    More(Body, oneshot::Receiver<Refused>),
+}
+
+/// Waits for a request of one message, or for more of it than is to be kept: a service can do nothing with
+/// half a message, and what is here whole can be sent twice. At most `limit` bytes.
+pub(crate) async fn start(mut body: Body, keep: usize, limit: usize) -> Result<Start, Refused> {
+    let mut first = Bytes::new();
+    let mut gathered = BytesMut::new();
+    loop {
+        let Some(frame) = body.frame().await else { break };
+        let Ok(data) = frame.map_err(|_| Refused::Unreadable)?.into_data() else { break };
+        if first.is_empty() && gathered.is_empty() {
+            first = data;
+        } else {
+            gathered.extend_from_slice(&std::mem::take(&mut first));
+            gathered.extend_from_slice(&data);
+        }
+        let bytes = first.len() + gathered.len();
+        if bytes > limit {
+            return Err(Refused::TooLarge);
+        }
+        if bytes > keep && !body.is_end_stream() {
+            let begun = if gathered.is_empty() { first } else { gathered.freeze() };
+            let begun = Body::new(Begun { begun: Some(begun), rest: body });
+            let (body, refused) = Counted::new(begun, limit);
+            return Ok(Start::More(Body::new(body), refused));
+        }
+    }
+    Ok(Start::Whole(if gathered.is_empty() { first } else { gathered.freeze() }))
+}
+
+/// A body whose beginning was read already.
+struct Begun {
+    begun: Option<Bytes>,
+    rest: Body,
+}
+
+impl http_body::Body for Begun {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        match self.begun.take() {
+            Some(begun) => Poll::Ready(Some(Ok(Frame::data(begun)))),
+            None => Pin::new(&mut self.rest).poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.begun.is_none() && self.rest.is_end_stream()
+    }
+}
+
 /// A gRPC response body that always ends with a status: when time is up, when the edge drains, when the
 /// service is gone.
 pub(crate) struct Guarded {
@@ -178,6 +293,8 @@ pub(crate) struct Guarded {
     deadline: Option<Pin<Box<Sleep>>>,
     stop: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
     alive: Option<oneshot::Sender<Alive>>,
+    /// What the call may have changed, told before its caller hears of its end.
+    written: Option<Written>,
     ended: bool,
 }
 
@@ -188,7 +305,7 @@ impl Guarded {
         stop: Option<WaitForCancellationFutureOwned>,
     ) -> Self {
         let deadline = deadline.map(|deadline| Box::pin(tokio::time::sleep_until(deadline)));
-        Self { inner, deadline, stop: stop.map(Box::pin), alive: None, ended: false }
+        Self { inner, deadline, stop: stop.map(Box::pin), alive: None, written: None, ended: false }
     }
 
     /// Keeps the request's body going for as long as this one does.
@@ -197,9 +314,16 @@ impl Guarded {
         self
     }
 
+    /// Tells of changes when it ends.
+    pub(crate) fn noting(mut self, written: Option<Written>) -> Self {
+        self.written = written;
+        self
+    }
+
     fn end(&mut self, error: Error) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         self.ended = true;
         self.alive = None;
+        self.written = None;
         // Dropping the rest of the answer cancels the call.
         self.inner = Body::empty();
         let mut trailers = HeaderMap::new();
@@ -229,6 +353,7 @@ impl http_body::Body for Guarded {
                     trailers.remove(header::SET_COOKIE);
                     this.ended = true;
                     this.alive = None;
+                    this.written = None;
                 }
                 Poll::Ready(Some(Ok(frame)))
             }
@@ -236,6 +361,7 @@ impl http_body::Body for Guarded {
             Poll::Ready(None) => {
                 this.ended = true;
                 this.alive = None;
+                this.written = None;
                 Poll::Ready(None)
             }
             Poll::Pending => {
@@ -260,7 +386,10 @@ impl http_body::Body for Guarded {
     }
 }
 
-/// The connection to the service broke in the middle of an answer.
+/// The service broke off in the middle of an answer. What is known of the reason comes with details.
 pub(crate) fn broken(status: Status) -> Error {
-    Error::unavailable("the service broke off its answer", status)
+    match status.details() {
+        [] => Error::unavailable("the service broke off its answer", status),
+        _ => Error::from(status),
+    }
 }

@@ -3,6 +3,8 @@
 //! A header is believed only as far as proxies of ours have written it; everything else in it is what the
 //! client made up.
 
+mod marks;
+
 use std::{
     net::{IpAddr, SocketAddr},
     sync::Arc,
@@ -11,9 +13,12 @@ use std::{
 use anyhow::Context as _;
 use http::{Extensions, HeaderMap, header};
 use service_kit::{ClientInfo, Error, Result};
-use tokio::sync::OwnedSemaphorePermit;
 
-use crate::{layers::request_id::X_REQUEST_ID, listener::Ticket};
+use crate::{
+    layers::request_id::X_REQUEST_ID,
+    listener::{Connection, Ticket},
+};
+pub(crate) use marks::Marks;
 
 /// The longest `User-Agent` that services are told, in characters.
 const MAX_DEVICE: usize = 256;
@@ -28,8 +33,8 @@ pub(crate) struct Client {
     pub(crate) address: IpAddr,
     /// Whether it speaks TLS to us.
     pub(crate) secure: bool,
-    /// Its place among the connections.
-    pub(crate) _place: Arc<OwnedSemaphorePermit>,
+    /// What it came over.
+    pub(crate) connection: Arc<Connection>,
     /// The request under way.
     pub(crate) _ticket: Arc<Ticket>,
 }
@@ -38,6 +43,16 @@ impl Client {
     /// The client of a request.
     pub(crate) fn of(extensions: &Extensions) -> Result<&Self> {
         extensions.get().ok_or_else(|| Error::internal(anyhow::anyhow!("a request without a peer")))
+    }
+
+    /// What happened to the request so far.
+    pub(crate) fn marks(&self) -> &Marks {
+        self._ticket.marks()
+    }
+
+    /// The request under way.
+    pub(crate) fn ticket(&self) -> Arc<Ticket> {
+        self._ticket.clone()
     }
 
     /// What services are told about it.
@@ -53,15 +68,32 @@ impl Client {
 
 /// The proxies in front of us whose `X-Forwarded-For` is believed.
 #[derive(Debug, Default)]
-pub(crate) struct TrustedProxies(Vec<Network>);
+pub(crate) struct TrustedProxies(Networks);
+
+/// Some ranges of addresses.
+#[derive(Debug, Default)]
+pub(crate) struct Networks(Vec<Network>);
+
+impl Networks {
+    /// Reads networks such as `10.0.0.0/8`, or single addresses; `setting` is what they are called.
+    pub(crate) fn read(setting: &str, networks: &[String]) -> anyhow::Result<Self> {
+        let networks = networks.iter().map(|text| {
+            Network::parse(text).with_context(|| format!("{setting}: {text} is not `ADDRESS/BITS`"))
+        });
+        Ok(Self(networks.collect::<anyhow::Result<_>>()?))
+    }
+
+    /// Whether an address is in one of them.
+    pub(crate) fn hold(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        self.0.iter().any(|network| network.holds(address))
+    }
+}
 
 impl TrustedProxies {
     /// Reads networks such as `10.0.0.0/8`, or single addresses.
     pub(crate) fn read(networks: &[String]) -> anyhow::Result<Self> {
-        let networks = networks.iter().map(|text| {
-            Network::parse(text).with_context(|| format!("trusted_proxies: {text} is not `ADDRESS/BITS`"))
-        });
-        Ok(Self(networks.collect::<anyhow::Result<_>>()?))
+        Networks::read("trusted_proxies", networks).map(Self)
     }
 
     /// Where a request comes from: the peer, or the last hop that a trusted proxy has seen and that is not
@@ -84,8 +116,8 @@ impl TrustedProxies {
         client
     }
 
-    fn trusts(&self, address: IpAddr) -> bool {
-        self.0.iter().any(|network| network.holds(address))
+    pub(crate) fn trusts(&self, address: IpAddr) -> bool {
+        self.0.hold(address)
     }
 }
 

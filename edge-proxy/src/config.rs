@@ -1,9 +1,26 @@
 //! The settings of the edge; `config.default.toml` documents them.
 
+mod concurrency;
+mod restart;
+mod routes;
+mod shared;
+mod sockets;
+
 use std::path::PathBuf;
 
 use serde::Deserialize;
-use service_kit::{client::UpstreamConfig, telemetry::TelemetryConfig, tls::TlsConfig, token::TokenConfig};
+use service_kit::{bus::BusConfig, telemetry::TelemetryConfig, tls::TlsConfig, token::TokenConfig};
+
+use crate::cache::CacheConfig;
+
+pub use crate::upstream::config::{ResilienceConfig, UpstreamConfig, UpstreamsConfig};
+
+pub use concurrency::ConcurrencyConfig;
+pub use restart::{ReloadConfig, RestartConfig};
+pub use routes::RoutesConfig;
+pub use shared::SharedLimitsConfig;
+
+pub use sockets::SocketsConfig;
 
 /// Everything that can be set.
 #[derive(Debug, Clone, Deserialize)]
@@ -19,6 +36,8 @@ pub struct Config {
     pub reflection: bool,
     /// Networks (`10.0.0.0/8`) of the proxies in front, whose `X-Forwarded-For` is believed.
     pub trusted_proxies: Vec<String>,
+    /// Networks whose connections begin with a header of the PROXY protocol: all of them, and no others.
+    pub proxy_protocol: Vec<String>,
     /// Who the edge is towards the services.
     pub tls: TlsConfig,
     /// The certificate that clients see.
@@ -33,8 +52,22 @@ pub struct Config {
     pub cors: CorsConfig,
     /// The rhythm of gateways' sockets.
     pub gateway_link: GatewayLinkConfig,
+    /// The rhythm of WebSockets that carry calls.
+    pub sockets: SocketsConfig,
     /// Bounds of everything.
     pub limits: LimitsConfig,
+    /// Switches of single methods.
+    pub routes: RoutesConfig,
+    /// How another process takes the place of this one.
+    pub restart: RestartConfig,
+    /// When settings are read again.
+    pub reload: ReloadConfig,
+    /// What services are given at once.
+    pub concurrency: ConcurrencyConfig,
+    /// Who says what changed.
+    pub bus: BusConfig,
+    /// Answers that are kept.
+    pub cache: CacheConfig,
 }
 
 /// The certificate that clients see; a leaf of the development CA when both are empty.
@@ -45,18 +78,6 @@ pub struct PublicTlsConfig {
     pub cert: PathBuf,
     /// Its key, PEM.
     pub key: PathBuf,
-}
-
-/// Where the services are, by the middle part of their packages: `tollgate.auth.v1` is `auth`.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct UpstreamsConfig {
-    /// auth-service.
-    pub auth: UpstreamConfig,
-    /// project-service.
-    pub project: UpstreamConfig,
-    /// gateway-service.
-    pub gateway: UpstreamConfig,
 }
 
 /// Which browser applications may call.
@@ -86,6 +107,8 @@ pub struct GatewayLinkConfig {
 pub struct LimitsConfig {
     /// Open connections, WebSockets included.
     pub connections: usize,
+    /// Open connections of one address.
+    pub connections_per_address: usize,
     /// Seconds after which a connection without a request under way is closed.
     pub idle_seconds: u64,
     /// Seconds after which a client is cut that takes nothing of what there is for it.
@@ -102,4 +125,14 @@ pub struct LimitsConfig {
     pub refresh_per_minute: u32,
     /// Connection attempts of gateways from one address in a minute.
     pub gateway_connects_per_minute: u32,
+    /// Calls from one address in a minute, before anybody is authenticated.
+    pub address_per_minute: u32,
+    /// Calls of one user in a minute.
+    pub user_per_minute: u32,
+    /// Calls with one session, personal token or key, or gateway's token in a minute.
+    pub token_per_minute: u32,
+    /// Calls of HEAVY methods of one user or gateway in a minute.
+    pub heavy_per_minute: u32,
+    /// Where several edges count together.
+    pub shared: SharedLimitsConfig,
 }

@@ -3,7 +3,7 @@
 //! A browser sends cookies whoever wrote the page that makes it call, so a call with one of ours must come
 //! from a page that we trust: from an allowed origin, or from our own.
 
-use http::{HeaderMap, HeaderValue, StatusCode, header, request::Parts};
+use http::{HeaderMap, HeaderValue, StatusCode, Uri, header, request::Parts};
 
 use crate::{Client, rescue::Refusal};
 
@@ -20,7 +20,7 @@ pub(crate) fn incoming(
     allowed: &[String],
 ) -> Result<Option<HeaderValue>, Refusal> {
     let Some(ours) = ours(&parts.headers) else { return Ok(None) };
-    if is_trusted(parts, client.secure, allowed) {
+    if trusts(&parts.headers, &parts.uri, client.secure, allowed) {
         return Ok(Some(ours));
     }
     Err(Refusal::http(
@@ -45,22 +45,27 @@ fn ours(headers: &HeaderMap) -> Option<HeaderValue> {
     Some(value)
 }
 
-fn is_trusted(parts: &Parts, secure: bool, allowed: &[String]) -> bool {
-    let mut origins = parts.headers.get_all(header::ORIGIN).iter();
+/// Whether the page that makes a request is one of ours, or of an allowed origin.
+pub(crate) fn is_trusted<B>(request: &http::Request<B>, secure: bool, allowed: &[String]) -> bool {
+    trusts(request.headers(), request.uri(), secure, allowed)
+}
+
+fn trusts(headers: &HeaderMap, uri: &Uri, secure: bool, allowed: &[String]) -> bool {
+    let mut origins = headers.get_all(header::ORIGIN).iter();
     let (Some(Ok(origin)), None) = (origins.next().map(HeaderValue::to_str), origins.next()) else {
         return false;
     };
     if allowed.iter().any(|known| known == origin) {
         return true;
     }
-    let cross_site = parts.headers.get_all(SEC_FETCH_SITE).iter().any(|site| site == "cross-site");
-    !cross_site && is_own(parts, secure, origin)
+    let cross_site = headers.get_all(SEC_FETCH_SITE).iter().any(|site| site == "cross-site");
+    !cross_site && is_own(headers, uri, secure, origin)
 }
 
 /// Whether an origin is the one that the request itself went to.
-fn is_own(parts: &Parts, secure: bool, origin: &str) -> bool {
-    let host = || parts.headers.get(header::HOST)?.to_str().ok();
-    let authority = parts.uri.authority().map(http::uri::Authority::as_str).or_else(host);
+fn is_own(headers: &HeaderMap, uri: &Uri, secure: bool, origin: &str) -> bool {
+    let host = || headers.get(header::HOST)?.to_str().ok();
+    let authority = uri.authority().map(http::uri::Authority::as_str).or_else(host);
     let (scheme, port) = if secure { ("https://", ":443") } else { ("http://", ":80") };
     authority
         .zip(origin.strip_prefix(scheme))
@@ -71,7 +76,7 @@ fn is_own(parts: &Parts, secure: bool, origin: &str) -> bool {
 mod tests {
     use http::{HeaderMap, Request, header, request::Parts};
 
-    use super::{is_trusted, ours};
+    use super::{ours, trusts};
 
     fn parts(uri: &str, headers: &[(&str, &str)]) -> Parts {
         let request =
@@ -80,7 +85,8 @@ mod tests {
     }
 
     fn trusted(uri: &str, headers: &[(&str, &str)]) -> bool {
-        is_trusted(&parts(uri, headers), true, &["https://app.example.com".to_owned()])
+        let parts = parts(uri, headers);
+        trusts(&parts.headers, &parts.uri, true, &["https://app.example.com".to_owned()])
     }
 
     #[test]
@@ -113,7 +119,8 @@ mod tests {
             assert!(trusted(uri, headers), "{uri} {headers:?}");
         }
         let plain = parts("/x", &[("origin", "http://edge"), ("host", "edge:80")]);
-        assert!(is_trusted(&plain, false, &[]) && !is_trusted(&plain, true, &[]));
+        let by = |secure| trusts(&plain.headers, &plain.uri, secure, &[]);
+        assert!(by(false) && !by(true));
     }
 
     #[test]

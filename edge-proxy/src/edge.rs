@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use proto::{Access, MethodPolicy, policy::DEFAULT_MAX_REQUEST_BYTES};
 use service_kit::{
     Clock, Error, Ids, Result,
     admin::Readiness,
-    client::Upstream,
+    bus::{self, Bus},
     shutdown::Tasks,
     tls::Identity,
     token::{RemoteAuthority, Verifier},
@@ -17,11 +18,15 @@ use tonic_health::ServingStatus;
 
 use crate::{
     Config, NAME, UpstreamsConfig,
-    client::TrustedProxies,
+    cache::{self, Cache},
+    composite::{self, Composites},
     exchange::Exchange,
     health::Health,
-    rate::Limits,
+    live::{Fixed, Live},
+    load::Load,
+    rate::Shared,
     routes::{self, RouteTable},
+    upstream::Upstream,
     ws::Crowd,
 };
 
@@ -36,15 +41,23 @@ pub(crate) struct Edge {
     pub(crate) verifier: Verifier,
     pub(crate) ids: Ids,
     pub(crate) routes: RouteTable,
-    /// Who is believed about addresses.
-    pub(crate) trusted_proxies: TrustedProxies,
+    /// Reads that are made of others.
+    pub(crate) composites: Composites,
+    /// What services can take.
+    pub(crate) load: Arc<Load>,
+    /// What a reload replaces.
+    pub(crate) live: Arc<ArcSwap<Live>>,
+    /// What it does not.
+    pub(crate) fixed: Fixed,
     /// Access tokens for opaque ones.
     pub(crate) exchange: Exchange,
-    /// How often an address may do what.
-    pub(crate) limits: Limits,
     /// Open sockets of gateways.
     pub(crate) gateways: Arc<Crowd>,
     pub(crate) health: Health,
+    /// Answers that are kept.
+    pub(crate) cache: Arc<Cache>,
+    /// Who says what changed.
+    bus: Arc<dyn Bus>,
     /// Room for large bodies of gateways.
     large_bodies: Semaphore,
     pub(crate) tasks: Tasks,
@@ -58,8 +71,6 @@ pub(crate) struct Upstreams {
     pub(crate) auth: Upstream,
     pub(crate) project: Upstream,
     pub(crate) gateway: Upstream,
-    /// The same once more, over connections of their own: what streams have not read holds up no call.
-    streams: [Upstream; 3],
 }
 
 impl Edge {
@@ -69,26 +80,39 @@ impl Edge {
             link.dead_seconds > link.ping_seconds,
             "gateway_link.dead_seconds must be more than ping_seconds: gateways only answer pings"
         );
+        config.sockets.check()?;
+        let shared = Shared::start(&config.limits.shared, &tasks)?;
+        let fixed = Fixed { clock: clock.clone(), shared };
         let identity = Identity::load(&config.tls, NAME)?;
-        let upstreams = Upstreams::new(&identity, &config.upstreams)?;
+        let upstreams = Upstreams::start(&identity, &config.upstreams, &tasks)?;
         let authority = RemoteAuthority::new(upstreams.auth.clone());
         let verifier = Verifier::new(config.token.clone(), Arc::new(authority), clock.clone());
         verifier.follow(&tasks);
+        let routes = routes::of_contract()?;
         Ok(Self {
             verifier,
             ids: Ids::new(clock.clone()),
-            routes: routes::of_contract()?,
-            trusted_proxies: TrustedProxies::read(&config.trusted_proxies)?,
+            composites: composite::check(&routes)?,
+            routes,
+            load: Arc::new(Load::new(&config.concurrency, &upstreams.all().map(Upstream::service))?),
+            live: Arc::new(ArcSwap::from_pointee(Live::new(&config, &fixed, None)?)),
+            fixed,
             exchange: Exchange::new(upstreams.auth.clone(), clock.clone()),
-            limits: Limits::new(&config.limits, &clock),
             gateways: Arc::default(),
             health: Health::default(),
+            cache: Arc::new(Cache::new(&config.cache, clock.clone())?),
+            bus: bus::connect(&config.bus, &tasks)?,
             large_bodies: Semaphore::new(LARGE_BODIES),
             local: local(config.reflection, &tasks)?,
             upstreams,
             config,
             tasks,
         })
+    }
+
+    /// Listens to what makes kept answers wrong.
+    pub(crate) async fn follow_changes(&self) -> anyhow::Result<()> {
+        cache::follow(&self.bus, self.cache.changes(), &self.tasks).await
     }
 
     /// Room for the body of a call. Large ones of gateways are few at a time: whether a gateway's token is good only its
@@ -114,18 +138,13 @@ impl Edge {
 }
 
 impl Upstreams {
-    fn new(identity: &Identity, config: &UpstreamsConfig) -> anyhow::Result<Self> {
-        let pool = |service, at| Upstream::new(identity, service, at);
-        let streams = |service, at| Upstream::for_streams(identity, service, at);
+    fn start(identity: &Identity, config: &UpstreamsConfig, tasks: &Tasks) -> anyhow::Result<Self> {
+        config.check()?;
+        let start = |name, at| Upstream::start(identity, name, at, &config.resilience, tasks);
         Ok(Self {
-            auth: pool("auth-service", &config.auth)?,
-            project: pool("project-service", &config.project)?,
-            gateway: pool("gateway-service", &config.gateway)?,
-            streams: [
-                streams("auth-service", &config.auth)?,
-                streams("project-service", &config.project)?,
-                streams("gateway-service", &config.gateway)?,
-            ],
+            auth: start("auth-service", &config.auth)?,
+            project: start("project-service", &config.project)?,
+            gateway: start("gateway-service", &config.gateway)?,
         })
     }
 
@@ -136,9 +155,7 @@ impl Upstreams {
     /// The service that owns a method, by its package: `tollgate.auth.v1` is auth-service's.
     pub(crate) fn of(&self, method: &MethodPolicy) -> Option<&Upstream> {
         let owner = method.package().strip_prefix("tollgate.")?.split('.').next()?;
-        let streams = method.descriptor.is_client_streaming() || method.descriptor.is_server_streaming();
-        let pools = if streams { self.streams.each_ref() } else { self.all() };
-        pools.into_iter().find(|upstream| upstream.service().strip_suffix("-service") == Some(owner))
+        self.all().into_iter().find(|upstream| upstream.service().strip_suffix("-service") == Some(owner))
     }
 }
 
@@ -154,7 +171,9 @@ fn local(reflection: bool, tasks: &Tasks) -> anyhow::Result<Routes> {
     });
     let mut routes = Routes::new(service);
     if reflection {
-        routes = routes.add_service(service_kit::server::reflection(proto::DESCRIPTORS)?);
+        routes = routes
+            .add_service(service_kit::server::reflection(proto::DESCRIPTORS)?)
+            .add_service(service_kit::server::reflection_v1alpha(proto::DESCRIPTORS)?);
     }
     Ok(routes.prepare())
 }

@@ -9,12 +9,13 @@ use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use http::HeaderMap;
 use proto::auth::{ExchangeTokenRequest, identity_service_client::IdentityServiceClient};
-use service_kit::{ClientInfo, Clock, Error, Kind, Result, client::Upstream, opaque};
+use service_kit::{ClientInfo, Clock, Error, Kind, Result, opaque};
 use sha2::{Digest as _, Sha256};
 
 use crate::{
-    rate::{AddressLimit, Exceeded},
+    rate::{Denied, Limit, Who},
     rescue::Refusal,
+    upstream::Upstream,
 };
 
 /// How many tokens are remembered.
@@ -62,7 +63,7 @@ impl Exchange {
         &self,
         text: &str,
         client: &ClientInfo,
-        failures: &AddressLimit,
+        failures: &Limit,
     ) -> Result<Option<Arc<str>>, Refusal> {
         match form(text) {
             Form::None => return Ok(None),
@@ -70,16 +71,16 @@ impl Exchange {
             Form::Broken => return Err(invalid().into()),
             Form::Whole => {}
         }
-        let address = client.address.unwrap_or(IpAddr::from([0, 0, 0, 0]));
+        let who = Who::Address(client.address.unwrap_or(IpAddr::from([0, 0, 0, 0])));
         let ask = async || {
             // Taken first and given back if it was not needed: many guesses at once, and guesses that are
             // broken off, are limited too.
-            failures.check(address)?;
+            failures.take(&who).await?;
             let outcome = self.ask(text, client).await;
             if !matches!(outcome, Outcome::Bad) {
-                failures.give_back(address);
+                failures.give_back(&who);
             }
-            Ok::<_, Exceeded>(outcome)
+            Ok::<_, Denied>(outcome)
         };
         match self.tokens.get(Sha256::digest(text).into(), ask).await? {
             Outcome::Good { access, .. } => Ok(Some(access)),

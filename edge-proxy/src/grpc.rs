@@ -1,17 +1,25 @@
 //! gRPC as it is: messages pass through unread, in both directions, as they come.
 
+mod inflate;
+
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header};
 use proto::{Contract, MethodPolicy};
-use service_kit::{Error, Kind, access::timeout_of};
+use service_kit::{Error, Kind};
 use tokio::time::Instant;
 use tower::ServiceExt as _;
 
 use crate::{
     Body, Client, Edge,
     access::{self, Credential},
-    body::{Counted, Guarded, Refused, too_large},
+    body::{self, Counted, Guarded, Refused, Start, too_large},
     layers::{Request, Response, trace::Noted},
+    load,
     rescue::{self, Refusal},
+    upstream::{
+        self,
+        budget::Budget,
+        call::{Call, Payload},
+    },
 };
 
 /// What belongs to one connection, or to browsers, and is no metadata.
@@ -57,9 +65,24 @@ pub(crate) async fn serve(edge: &Edge, request: http::Request<Body>) -> Result<R
         return Ok(local(edge, request).await);
     }
     let policy = Contract::get().method(path).ok_or_else(access::unknown_method)?;
-    let mut response = pass(edge, policy, request).await.map_err(|refusal| refusal.at(&policy.path))?;
+    let mut response = call(edge, policy, request).await.map_err(|refusal| refusal.at(&policy.path))?;
     response.extensions_mut().insert(Noted { route: Some(&policy.path), code: None });
     Ok(response)
+}
+
+/// A call whose messages services can read.
+async fn call(
+    edge: &Edge,
+    policy: &'static MethodPolicy,
+    request: http::Request<Body>,
+) -> Result<Response, Refusal> {
+    let (request, mut fault) = inflate::request(policy, request)?;
+    let answer = pass(edge, policy, request).await;
+    let answer = match &mut fault {
+        Some(fault) => fault.or(answer)?,
+        None => answer?,
+    };
+    Ok(inflate::answer(answer, fault))
 }
 
 /// Health and reflection are the edge's own.
@@ -101,54 +124,55 @@ async fn pass(
     let started = Instant::now();
     let (parts, body) = request.into_parts();
     let client = Client::of(&parts.extensions)?;
-    let credential = access::admit(edge, policy, client, &parts.headers).await?;
+    let (credential, caller) = access::admit(edge, policy, client, &parts.headers).await?;
+    let written = edge.cache.changes().written(policy, caller.as_ref(), []);
     let _room = edge.room(policy)?;
-    let info = client.info(&parts.headers);
-    let upstream = edge.upstreams.of(policy).ok_or_else(access::unknown_method)?.clone();
+    let (info, ticket) = (client.info(&parts.headers), client.ticket());
+    let marks = ticket.marks();
+    let upstream = edge.upstreams.of(policy).ok_or_else(access::unknown_method)?;
 
-    let limit = deadline(policy, &parts.headers)?;
-    let deadline = limit.map(|limit| started + limit);
+    let budget = Budget::grpc(started, policy, &parts.headers)?;
     let mut headers = parts.headers;
     retain_metadata(&mut headers, credential);
     info.write(&mut headers);
-    if let Some(limit) = limit {
-        headers.insert("grpc-timeout", timeout_value(limit));
-    }
 
     let streaming = policy.descriptor.is_client_streaming();
-    let bytes = if streaming { usize::MAX } else { policy.max_request_bytes.saturating_add(5) };
-    let (mut body, refused) = Counted::new(body, bytes);
-    let alive = streaming.then(|| body.end_with_answer());
-    let mut request = http::Request::new(Body::new(body));
-    *request.method_mut() = Method::POST;
-    *request.version_mut() = Version::HTTP_2;
-    *request.uri_mut() = http::Uri::try_from(policy.path.as_str()).map_err(Error::internal)?;
-    *request.headers_mut() = headers;
-
-    let call = async {
-        tokio::select! {
-            biased;
-            Ok(why) = refused => Err(match why {
-                Refused::TooLarge => too_large(policy.max_request_bytes),
-                Refused::Unreadable => unreadable().into(),
-            }),
-            answer = upstream.oneshot(request) => {
-                answer.map_err(|error| Error::unavailable("the service does not answer", error).into())
+    let mut refused = None;
+    let mut alive = None;
+    let payload = if streaming {
+        let (mut body, why) = Counted::new(body, usize::MAX);
+        (refused, alive) = (Some(why), Some(body.end_with_answer()));
+        Payload::Stream(Body::new(body))
+    } else {
+        let keep = edge.config.upstreams.resilience.retry_body_bytes;
+        let start = body::start(body, keep, policy.max_request_bytes.saturating_add(5));
+        match within(budget.deadline, start).await?.map_err(|why| refusal(why, policy))? {
+            Start::Whole(bytes) => Payload::Whole(bytes),
+            Start::More(body, why) => {
+                refused = Some(why);
+                Payload::Stream(body)
             }
         }
     };
-    let response = match deadline {
-        Some(deadline) => {
-            tokio::time::timeout_at(deadline, call).await.unwrap_or_else(|_| Err(rescue::late().into()))?
-        }
+    let (service, class) = (upstream.service(), edge.live.load().switches.class(policy)?);
+    let load = load::Call { service, policy, class, deadline: budget.deadline, marks };
+    let call = Call { method: upstream::call::Method::of(policy), headers, payload, budget };
+    let call = edge.load.around(&load, upstream.call(call));
+    let response = match refused {
         None => call.await?,
+        Some(refused) => tokio::select! {
+            biased;
+            Ok(why) = refused => return Err(refusal(why, policy)),
+            answer = call => answer?,
+        },
     };
     let streams = streaming || policy.descriptor.is_server_streaming();
     let stop = streams.then(|| edge.tasks.stopping().cancelled_owned());
     let (mut head, body) = response.into_parts();
     // Cookies are for REST.
     head.headers.remove(header::SET_COOKIE);
-    Ok(Response::from_parts(head, Body::new(Guarded::new(body, deadline, stop).keeping(alive))))
+    let guarded = Guarded::new(body, budget.deadline, stop).keeping(alive).noting(written);
+    Ok(Response::from_parts(head, Body::new(guarded)))
 }
 
 /// The service has not seen the whole message, and its silence is no fault of its own.
@@ -156,13 +180,19 @@ fn unreadable() -> Error {
     Error::new(Kind::InvalidArgument, "MALFORMED_BODY", "the body of the request cannot be read")
 }
 
-/// The client's deadline, at most that of the policy.
-fn deadline(policy: &MethodPolicy, headers: &HeaderMap) -> Result<Option<std::time::Duration>, Error> {
-    let asked = timeout_of(headers);
-    if asked.is_none() && headers.contains_key("grpc-timeout") {
-        return Err(Error::new(Kind::InvalidArgument, "INVALID_TIMEOUT", "`grpc-timeout` cannot be read"));
+fn refusal(why: Refused, policy: &MethodPolicy) -> Refusal {
+    match why {
+        Refused::TooLarge => too_large(policy.max_request_bytes),
+        Refused::Unreadable => unreadable().into(),
     }
-    Ok(asked.into_iter().chain(policy.max_deadline).min())
+}
+
+/// What is done until a deadline, if there is one.
+async fn within<T>(deadline: Option<Instant>, work: impl Future<Output = T>) -> Result<T, Error> {
+    match deadline {
+        Some(deadline) => tokio::time::timeout_at(deadline, work).await.map_err(|_| rescue::late()),
+        None => Ok(work.await),
+    }
 }
 
 /// A `grpc-timeout`: at most eight digits.

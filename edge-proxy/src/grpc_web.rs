@@ -1,13 +1,13 @@
 //! gRPC-Web (binary and text) in front of the gRPC pass-through; tonic-web translates the framing.
 
-use std::{convert::Infallible, sync::Arc};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use http::{Method, StatusCode};
 use tonic_web::GrpcWebLayer;
 use tower::{Layer as _, ServiceExt as _, service_fn};
 
 use crate::{
-    Body, Edge,
+    Body, Edge, body,
     layers::{Request, Response},
     rescue::{Asked, Refusal, reply},
     routes::Protocol,
@@ -18,6 +18,10 @@ pub(crate) async fn serve(edge: Arc<Edge>, request: Request) -> Result<Response,
     if request.method() != Method::POST {
         return Err(Refusal::http(StatusCode::METHOD_NOT_ALLOWED, "METHOD_NOT_ALLOWED", "gRPC-Web is POST"));
     }
+    let (parts, body) = request.into_parts();
+    let within = Duration::from_millis(edge.config.limits.request_body_ms);
+    let body = body::at_hand(&parts, body, within).await?;
+    let request = http::Request::from_parts(parts, body);
     let inner = service_fn(move |request: http::Request<Body>| {
         let edge = edge.clone();
         let asked = Asked { protocol: Protocol::Grpc, uri: request.uri().clone() };

@@ -9,10 +9,9 @@ use futures_util::future::join_all;
 use http::{HeaderValue, Response, StatusCode, header};
 use http_body_util::Full;
 use serde::Serialize;
-use service_kit::client::Upstream;
 use tokio::{sync::Mutex, time::Instant};
 
-use crate::Body;
+use crate::{Body, upstream::Upstream};
 
 /// The path of the answer.
 pub(crate) const PATH: &str = "/health";

@@ -6,6 +6,7 @@ pub(crate) mod cors;
 pub(crate) mod identity;
 pub(crate) mod limits;
 pub(crate) mod paths;
+pub(crate) mod report;
 pub(crate) mod request_id;
 pub(crate) mod rescue;
 pub(crate) mod security_headers;

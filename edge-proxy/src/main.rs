@@ -4,5 +4,5 @@ use std::process::ExitCode;
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    service_kit::config::main(edge_proxy::NAME, edge_proxy::DEFAULTS, edge_proxy::start).await
+    service_kit::config::main_from(edge_proxy::NAME, edge_proxy::DEFAULTS, edge_proxy::start).await
 }

@@ -80,6 +80,10 @@ fn build(contract: &Contract) -> Document {
                 .insert(binding.verb.to_lowercase(), operation);
         }
     }
+    for composite in crate::composite::declared().unwrap_or_default() {
+        let operation = composed(composite, &paths);
+        paths.entry(composite.path.clone()).or_default().insert("get".to_owned(), operation);
+    }
     tags.insert("alias".to_owned(), "Other paths of operations that also lie below /api/v1.".to_owned());
     tags.insert("edge".to_owned(), "What the edge answers itself.".to_owned());
     Document {
@@ -152,19 +156,27 @@ fn security(method: &MethodPolicy) -> Value {
 
 /// `/api/v1/apis/{api_id}` with the JSON names of its variables.
 fn json_template(template: &str, input: &MessageDescriptor) -> String {
-    let part = |part: &str| match variable(part).and_then(|name| input.get_field_by_name(name)) {
-        Some(field) => format!("{{{}}}", field.json_name()),
-        None => part.to_owned(),
-    };
-    template.split('/').map(part).collect::<Vec<_>>().join("/")
+    let (mut written, mut rest) = (String::with_capacity(template.len()), template);
+    while let Some((before, variable, after)) = next_variable(rest) {
+        let field = input.get_field_by_name(variable);
+        let name = field.as_ref().map_or(variable, |field| field.json_name());
+        written.extend([before, "{", name, "}"]);
+        rest = after;
+    }
+    written + rest
 }
 
-fn variable(part: &str) -> Option<&str> {
-    part.strip_prefix('{')?.strip_suffix('}')
+/// The name of the first variable, and what stands around it; a pattern such as `=projects/*` is not told.
+fn next_variable(template: &str) -> Option<(&str, &str, &str)> {
+    let (before, rest) = template.split_once('{')?;
+    let (variable, after) = rest.split_once('}')?;
+    Some((before, variable.split('=').next().unwrap_or(variable), after))
 }
 
 fn variables(template: &str) -> Vec<&str> {
-    template.split('/').filter_map(variable).collect()
+    std::iter::successors(next_variable(template), |(_, _, after)| next_variable(after))
+        .map(|(_, name, _)| name)
+        .collect()
 }
 
 /// Path variables, and as query what neither the path nor the body holds.
@@ -310,6 +322,7 @@ fn own_paths() -> BTreeMap<String, Map<String, Value>> {
                     "content": {"application/json": {"schema": {"type": "object"}}}}},
             })),
         ),
+        (crate::batch::PATH.to_owned(), Map::from_iter([("post".to_owned(), batch())])),
         (
             crate::ws::PATH.to_owned(),
             get(json!({
@@ -321,6 +334,77 @@ fn own_paths() -> BTreeMap<String, Map<String, Value>> {
             })),
         ),
     ])
+}
+
+/// A composite read, from what its parts answer.
+fn composed(composite: &crate::composite::Composite, paths: &BTreeMap<String, Map<String, Value>>) -> Value {
+    let problem = json!({"type": "object", "required": ["problem"],
+        "properties": {"problem": {"$ref": "#/components/schemas/Problem"}}});
+    let part = |path: &String| {
+        let path = path.split('?').next().unwrap_or_default();
+        let shape = |path: &str| {
+            let open = |part| next_variable(part).map(|(before, _, after)| format!("{before}{{}}{after}"));
+            path.split('/').map(|part| open(part).unwrap_or_else(|| part.to_owned())).collect::<Vec<_>>()
+        };
+        let item = paths.iter().find(|(known, _)| shape(known) == shape(path)).map(|(_, item)| item);
+        let schema =
+            item.and_then(|item| item.get("get")?.pointer("/responses/200/content/application~1json/schema"));
+        json!({"anyOf": [schema, problem]})
+    };
+    let mut properties: Map<String, Value> =
+        composite.parts.iter().map(|(name, path)| (name.clone(), part(path))).collect();
+    properties
+        .insert("partial".into(), json!({"type": "boolean", "description": "Whether a part is missing."}));
+    let required: Vec<&String> = properties.keys().collect();
+    let schema = json!({"type": "object", "required": required, "properties": properties});
+    let parameter = |name: &str| {
+        json!({"name": name, "in": "path", "required": true, "schema": {"type": "string"},
+        "description": "The id."})
+    };
+    let error = json!({"$ref": "#/components/responses/Problem"});
+    json!({
+        "operationId": composite.operation, "tags": ["edge"], "security": [{"bearerAuth": []}],
+        "summary": composite.summary,
+        "description": format!("Made of several reads, each by its own permission. What one is refused with stands in its \
+            place as `problem`; without `{}` there is no answer.", composite.essential),
+        "parameters": variables(&composite.path).into_iter().map(parameter).collect::<Vec<_>>(),
+        "responses": {"200": {"description": "Done.", "content": {"application/json": {"schema": schema}}},
+            "4XX": error, "5XX": error},
+    })
+}
+
+/// Several calls in one request.
+fn batch() -> Value {
+    let text = |description: &str| json!({"type": "string", "description": description});
+    let headers = json!({"type": "object", "additionalProperties": {"type": "string"}});
+    let call = json!({"type": "object", "required": ["id", "method", "path"], "additionalProperties": false, "properties": {
+        "id": {"type": "string", "pattern": "^[A-Za-z0-9_-]{1,64}$"},
+        "method": {"type": "string", "enum": ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]},
+        "path": text("Path and query, with references such as `{id.body.list[0].name}`."),
+        "headers": headers, "body": {},
+        "dependsOn": {"type": "array", "items": {"type": "string"},
+            "description": "Earlier calls whose answers are waited for, and may be referred to."},
+    }});
+    let answer = json!({"type": "object", "required": ["id", "status", "headers"], "properties": {
+        "id": {"type": "string"}, "status": {"type": "integer"}, "headers": headers, "body": {},
+        "bodyBase64": text("A body that is neither JSON nor text."),
+    }});
+    let list = |name: &str, item: Value| {
+        let list = json!({"type": "array", "items": item, "maxItems": crate::batch::MAX_CALLS});
+        json!({"schema": {"type": "object", "required": [name], "properties": {name: list}}})
+    };
+    let error = json!({"$ref": "#/components/responses/Problem"});
+    let mixed = json!({"schema": {"type": "string", "description": "Parts of `application/http`."}});
+    json!({
+        "operationId": "batch", "tags": ["edge"], "security": [{"bearerAuth": []}, {"gatewayKey": []}, {}],
+        "summary": "Makes up to 20 calls at once",
+        "description": "Each call passes the checks and limits of a call of its own, with the credentials of the batch, and has a \
+            status of its own. Calls run at once unless `dependsOn` says otherwise. No streams, no batch in a batch.",
+        "requestBody": {"required": true, "content": {"application/json": list("requests", call), "multipart/mixed": mixed}},
+        "responses": {"200": {"description": "The answers, in the order of the calls.",
+            "content": {"application/json": list("responses", answer), "multipart/mixed": mixed}},
+            "4XX": error, "5XX": error},
+    })
 }
 
 fn components(schemas: Schemas) -> Value {

@@ -1,8 +1,10 @@
 //! The only place where errors become replies.
 //!
 //! REST answers `application/problem+json` (RFC 9457), the gateways' side `/api/internal/v1` answers
-//! `{code, message, description}`, gRPC and gRPC-Web answer a status without a body. What an operator
-//! should know goes to the log, never into a reply.
+//! `{code, message, description}`, gRPC and gRPC-Web answer a status without a body, Connect answers JSON of
+//! its own. What an operator should know goes to the log, never into a reply.
+
+pub(crate) mod connect;
 
 use std::borrow::Cow;
 
@@ -24,6 +26,39 @@ struct Inner {
     status: Option<StatusCode>,
     headers: Vec<(HeaderName, HeaderValue)>,
     route: Option<&'static str>,
+    problem: Problem,
+}
+
+/// What kind of problem it is, where programs can do something about it without knowing us (RFC 9457 `type`).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum Problem {
+    /// What its status says.
+    #[default]
+    Plain,
+    /// A limit, which is named, has nothing left.
+    QuotaExceeded(&'static str),
+    /// We take less than usual right now.
+    ReducedCapacity,
+}
+
+impl Problem {
+    /// `type`, as draft-ietf-httpapi-ratelimit-headers registers them. The title stays that of the status.
+    fn uri(self) -> &'static str {
+        match self {
+            Self::Plain => "about:blank",
+            Self::QuotaExceeded(_) => "https://iana.org/assignments/http-problem-types#quota-exceeded",
+            Self::ReducedCapacity => {
+                "https://iana.org/assignments/http-problem-types#temporary-reduced-capacity"
+            }
+        }
+    }
+
+    fn violated(self) -> Option<[&'static str; 1]> {
+        match self {
+            Self::QuotaExceeded(limit) => Some([limit]),
+            _ => None,
+        }
+    }
 }
 
 /// What a reply to an error needs to know of the request.
@@ -37,7 +72,7 @@ impl From<Error> for Refusal {
     fn from(error: Error) -> Self {
         // The one refusal of a service that HTTP has a status of its own for.
         let status = (error.reason() == "NOT_ACCEPTABLE").then_some(StatusCode::NOT_ACCEPTABLE);
-        Self(Box::new(Inner { error, status, headers: Vec::new(), route: None }))
+        Self(Box::new(Inner { error, status, headers: Vec::new(), route: None, problem: Problem::Plain }))
     }
 }
 
@@ -47,8 +82,9 @@ impl Refusal {
         let kind = match status {
             StatusCode::NOT_FOUND => Kind::NotFound,
             StatusCode::FORBIDDEN => Kind::PermissionDenied,
+            StatusCode::FAILED_DEPENDENCY => Kind::FailedPrecondition,
             StatusCode::METHOD_NOT_ALLOWED | StatusCode::HTTP_VERSION_NOT_SUPPORTED => Kind::Unimplemented,
-            StatusCode::REQUEST_TIMEOUT => Kind::DeadlineExceeded,
+            StatusCode::REQUEST_TIMEOUT | StatusCode::GATEWAY_TIMEOUT => Kind::DeadlineExceeded,
             StatusCode::PAYLOAD_TOO_LARGE | StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => {
                 Kind::ResourceExhausted
             }
@@ -57,6 +93,22 @@ impl Refusal {
         let mut refusal = Self::from(Error::new(kind, reason, message));
         refusal.0.status = Some(status);
         refusal
+    }
+
+    /// Says what kind of problem it is.
+    pub(crate) fn of_type(mut self, problem: Problem) -> Self {
+        self.0.problem = problem;
+        self
+    }
+
+    /// What kind of error it is.
+    pub(crate) fn kind(&self) -> Kind {
+        self.0.error.kind()
+    }
+
+    /// The error alone, for an answer that has begun already.
+    pub(crate) fn into_status(self) -> tonic::Status {
+        self.0.error.into()
     }
 
     /// Adds a header to the reply.
@@ -74,11 +126,26 @@ impl Refusal {
 
 /// The reply to an error.
 pub(crate) fn reply(asked: &Asked, refusal: Refusal) -> Response {
-    let Inner { error, status, headers, route } = *refusal.0;
+    let Inner { error, status, headers, route, problem } = *refusal.0;
     let noted = Noted { route, code: Some(error.kind().code()) };
     let mut response = match asked.protocol {
         Protocol::Grpc | Protocol::GrpcWeb => grpc(asked.protocol, error),
-        Protocol::Rest => rest(asked.uri.path(), error, status),
+        Protocol::Rest => rest(asked.uri.path(), error, status, problem),
+        Protocol::Connect => {
+            // The code decides, but for what clients know by the status alone.
+            let http = status.filter(|status| {
+                let upgrade = *status == StatusCode::UPGRADE_REQUIRED;
+                let by_http = [StatusCode::METHOD_NOT_ALLOWED, StatusCode::UNSUPPORTED_MEDIA_TYPE];
+                upgrade || by_http.contains(status)
+            });
+            connect::unary(&error.into(), http)
+        }
+        Protocol::ConnectStream(format) => match status {
+            Some(StatusCode::METHOD_NOT_ALLOWED | StatusCode::UNSUPPORTED_MEDIA_TYPE) => {
+                connect::unary(&error.into(), status)
+            }
+            _ => connect::stream(&error.into(), format),
+        },
     };
     for (name, value) in headers {
         response.headers_mut().append(name, value);
@@ -104,7 +171,7 @@ fn grpc(protocol: Protocol, error: Error) -> Response {
 /// RFC 9457, with the members that programs need.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Problem<'a> {
+struct Details<'a> {
     #[serde(rename = "type")]
     kind: &'static str,
     title: &'a str,
@@ -117,6 +184,8 @@ struct Problem<'a> {
     errors: Vec<Violation<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     trace_id: Option<String>,
+    #[serde(rename = "violated-policies", skip_serializing_if = "Option::is_none")]
+    violated: Option<[&'static str; 1]>,
 }
 
 #[derive(Serialize)]
@@ -135,7 +204,7 @@ struct Internal<'a> {
 
 /// What [`reply`] would say of an error, for a REST answer that has begun already.
 pub(crate) fn in_stream(path: &str, error: &Error) -> Bytes {
-    text(path, error, error.kind().http_status()).0
+    text(path, error, error.kind().http_status(), Problem::Plain).0
 }
 
 fn is_internal(path: &str) -> bool {
@@ -143,24 +212,24 @@ fn is_internal(path: &str) -> bool {
 }
 
 /// The JSON of an error, and its type.
-fn text(path: &str, error: &Error, status: StatusCode) -> (Bytes, &'static str) {
-    let title = status.canonical_reason().unwrap_or("Client Closed Request");
+fn text(path: &str, error: &Error, status: StatusCode, of_type: Problem) -> (Bytes, &'static str) {
     let (text, content_type) = if is_internal(path) {
-        let body = Internal { code: status.as_u16(), message: title, description: bounded(error.message()) };
+        let body =
+            Internal { code: status.as_u16(), message: title(status), description: bounded(error.message()) };
         (serde_json::to_vec(&body), "application/json")
     } else {
-        (serde_json::to_vec(&problem(path, error, status, title)), "application/problem+json")
+        (serde_json::to_vec(&problem(path, error, status, of_type)), "application/problem+json")
     };
     (Bytes::from(text.unwrap_or_default()), content_type)
 }
 
-fn rest(path: &str, error: Error, status: Option<StatusCode>) -> Response {
+fn rest(path: &str, error: Error, status: Option<StatusCode>, of_type: Problem) -> Response {
     if matches!(error.kind(), Kind::Internal | Kind::Unavailable) {
         // Display holds the cause, which no reply does.
         tracing::error!(reason = error.reason(), %error, "cannot answer");
     }
     let status = status.unwrap_or_else(|| error.kind().http_status());
-    let (text, content_type) = text(path, &error, status);
+    let (text, content_type) = text(path, &error, status, of_type);
     let mut response = Response::new(Body::default());
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
@@ -175,12 +244,16 @@ fn rest(path: &str, error: Error, status: Option<StatusCode>) -> Response {
     response.map(|_| Body::new(Full::new(text)))
 }
 
-fn problem<'a>(path: &'a str, error: &'a Error, status: StatusCode, title: &'a str) -> Problem<'a> {
+fn title(status: StatusCode) -> &'static str {
+    status.canonical_reason().unwrap_or("Client Closed Request")
+}
+
+fn problem<'a>(path: &'a str, error: &'a Error, status: StatusCode, of_type: Problem) -> Details<'a> {
     let violation =
         |v: &'a FieldViolation| Violation { field: bounded(&v.field), message: bounded(&v.message) };
-    Problem {
-        kind: "about:blank",
-        title,
+    Details {
+        kind: of_type.uri(),
+        title: title(status),
         status: status.as_u16(),
         detail: bounded(error.message()),
         instance: path,
@@ -188,6 +261,7 @@ fn problem<'a>(path: &'a str, error: &'a Error, status: StatusCode, title: &'a s
         reason: error.reason(),
         errors: error.violations().iter().map(violation).collect(),
         trace_id: service_kit::telemetry::trace_id(),
+        violated: of_type.violated(),
     }
 }
 

@@ -4,15 +4,18 @@ pub(crate) mod table;
 
 use std::sync::Arc;
 
-use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
-use proto::{Access, Contract};
+use http::{HeaderValue, Method, StatusCode, header, request::Parts};
+use proto::{Access, Contract, MethodPolicy};
 
 use crate::{
-    Body, Edge, health,
+    Body, Edge, batch, composite,
+    connect::{self, Format},
+    health,
     layers::{Request, Response, trace::Noted},
     openapi,
     rescue::Refusal,
-    transcode::{self, Route},
+    sockets,
+    transcode::{self, Input, Route},
     ws,
 };
 use table::{Found, Table};
@@ -26,12 +29,34 @@ pub(crate) enum Protocol {
     Grpc,
     /// gRPC-Web, binary or text.
     GrpcWeb,
+    /// Connect, one message each way.
+    Connect,
+    /// Connect, in envelopes.
+    ConnectStream(Format),
 }
 
 impl Protocol {
-    pub(crate) fn of(headers: &HeaderMap) -> Self {
-        let content_type = headers.get(header::CONTENT_TYPE).map_or(&b""[..], |value| value.as_bytes());
+    /// For the log.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Rest => "rest",
+            Self::Grpc => "grpc",
+            Self::GrpcWeb => "grpc-web",
+            Self::Connect | Self::ConnectStream(_) => "connect",
+        }
+    }
+
+    pub(crate) fn of<B>(request: &http::Request<B>) -> Self {
+        let content_type =
+            request.headers().get(header::CONTENT_TYPE).map_or(&b""[..], |value| value.as_bytes());
         match content_type.strip_prefix(b"application/grpc") {
+            None if connect::is_rpc_path(request.uri().path()) => {
+                let text = std::str::from_utf8(content_type).unwrap_or_default();
+                match Format::of_type(text) {
+                    Some((format, true)) => Self::ConnectStream(format),
+                    _ => Self::Connect,
+                }
+            }
             None => Self::Rest,
             Some(rest) if rest.starts_with(b"-web") => Self::GrpcWeb,
             Some(_) => Self::Grpc,
@@ -49,33 +74,61 @@ pub(crate) fn of_contract() -> anyhow::Result<RouteTable> {
         if matches!(policy.access, Access::Unspecified | Access::Service) {
             continue;
         }
-        for binding in &policy.http {
-            let method = Method::from_bytes(binding.verb.as_bytes())?;
-            let variables = table::variables(&binding.template)?;
-            table.insert(method, &binding.template, Route::plan(policy, binding, &variables)?)?;
-        }
+        insert(&mut table, policy)?;
     }
     Ok(table)
 }
 
+/// Adds the routes of a method.
+pub(crate) fn insert(table: &mut RouteTable, policy: &'static MethodPolicy) -> anyhow::Result<()> {
+    for binding in &policy.http {
+        let variables = table::variables(&binding.template)?;
+        for method in verbs(&binding.verb)? {
+            table.insert(method, &binding.template, Route::plan(policy, binding, &variables)?)?;
+        }
+    }
+    Ok(())
+}
+
+/// The HTTP methods of a binding; `custom` with `*` is any.
+fn verbs(verb: &str) -> anyhow::Result<Vec<Method>> {
+    if verb == "*" {
+        return Ok(vec![Method::GET, Method::POST, Method::PUT, Method::PATCH, Method::DELETE]);
+    }
+    Ok(vec![Method::from_bytes(verb.as_bytes())?])
+}
+
 /// Answers a request.
 pub(crate) async fn dispatch(edge: Arc<Edge>, request: Request) -> Result<Response, Refusal> {
-    match Protocol::of(request.headers()) {
+    match Protocol::of(&request) {
         Protocol::Grpc => crate::grpc::native(&edge, request).await,
         Protocol::GrpcWeb => crate::grpc_web::serve(edge, request).await,
+        Protocol::Connect if sockets::is_upgrade(&request) => sockets::connect(&edge, request).await,
+        Protocol::Connect | Protocol::ConnectStream(_) => connect::serve(&edge, request).await,
         Protocol::Rest => match own_path(request.uri().path()) {
             Some(own) => own_answer(&edge, own, request).await,
-            None => rest(&edge, request).await,
+            None => {
+                let (parts, body) = request.into_parts();
+                rest(&edge, parts, Input::Incoming(body)).await
+            }
         },
     }
 }
 
 /// The paths that are no RPC.
 fn own_path(path: &str) -> Option<&'static str> {
-    [health::PATH, openapi::PATH, ws::PATH].into_iter().find(|own| *own == path)
+    [health::PATH, openapi::PATH, ws::PATH, batch::PATH].into_iter().find(|own| *own == path)
 }
 
 async fn own_answer(edge: &Arc<Edge>, path: &'static str, request: Request) -> Result<Response, Refusal> {
+    if path == batch::PATH {
+        if request.method() != Method::POST {
+            return other_methods(request.method(), &[Method::POST]).map_err(|refusal| refusal.at(path));
+        }
+        let mut response = batch::answer(edge, request).await.map_err(|refusal| refusal.at(path))?;
+        response.extensions_mut().insert(Noted { route: Some(path), code: None });
+        return Ok(response);
+    }
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         return other_methods(request.method(), &[Method::GET]).map_err(|refusal| refusal.at(path));
     }
@@ -88,14 +141,19 @@ async fn own_answer(edge: &Arc<Edge>, path: &'static str, request: Request) -> R
     Ok(response)
 }
 
-async fn rest(edge: &Edge, request: Request) -> Result<Response, Refusal> {
-    let (parts, body) = request.into_parts();
+/// Answers a REST request by its route, or a part of another by the same.
+pub(crate) async fn rest(edge: &Edge, parts: Parts, body: Input) -> Result<Response, Refusal> {
     let head = parts.method == Method::HEAD;
     let method = if head { &Method::GET } else { &parts.method };
     let (route, values) = match edge.routes.find(method, parts.uri.path()) {
         Found::Route(route, values) => (route, values),
         Found::OtherMethods(methods) => return other_methods(&parts.method, &methods),
         Found::Nothing => {
+            if !body.is_part()
+                && let Some(composed) = composed(edge, &parts).await
+            {
+                return composed;
+            }
             return Err(Refusal::http(
                 StatusCode::NOT_FOUND,
                 "UNKNOWN_ROUTE",
@@ -104,11 +162,31 @@ async fn rest(edge: &Edge, request: Request) -> Result<Response, Refusal> {
         }
     };
     let template = route.template();
+    if body.is_part() && route.is_stream() {
+        let message = "a stream cannot be part of another call";
+        return Err(Refusal::http(StatusCode::BAD_REQUEST, "STREAM_IN_PART", message).at(template));
+    }
     let mut response =
         transcode::serve(edge, route, &values, &parts, body).await.map_err(|refusal| refusal.at(template))?;
     response.extensions_mut().insert(Noted { route: Some(template), code: Some(tonic::Code::Ok) });
     // The length stays: it is that of the answer to GET.
     Ok(if head { response.map(|_| Body::empty()) } else { response })
+}
+
+/// The answer of a composite read; `None` when the path is none.
+async fn composed(edge: &Edge, parts: &Parts) -> Option<Result<Response, Refusal>> {
+    let head = parts.method == Method::HEAD;
+    let method = if head { &Method::GET } else { &parts.method };
+    let (composite, values) = match edge.composites.find(method, parts.uri.path()) {
+        Found::Route(composite, values) => (*composite, values),
+        Found::OtherMethods(methods) => return Some(other_methods(&parts.method, &methods)),
+        Found::Nothing => return None,
+    };
+    let answer = composite::serve(edge, composite, &values, parts).await;
+    Some(answer.map_err(|refusal| refusal.at(&composite.path)).map(|mut response| {
+        response.extensions_mut().insert(Noted { route: Some(&composite.path), code: None });
+        if head { response.map(|_| Body::empty()) } else { response }
+    }))
 }
 
 /// 405, or the answer to OPTIONS; both say what is allowed.

@@ -8,7 +8,7 @@ use tower::{ServiceBuilder, service_fn};
 use crate::{
     Edge,
     layers::{
-        Next, Request, authority, compression, cors, identity, limits, paths, request_id, rescue,
+        Next, Request, authority, compression, cors, identity, limits, paths, report, request_id, rescue,
         security_headers, trace,
     },
     routes,
@@ -22,7 +22,7 @@ pub(crate) fn stack(edge: &Arc<Edge>) -> anyhow::Result<impl Next<Infallible> + 
         service_fn(move |request: Request| Box::pin(routes::dispatch(edge.clone(), request)))
     };
     let ids = edge.ids.clone();
-    let cors_rules = cors::rules(&edge.config.cors)?;
+    let cors_rules = cors::rules(&edge.live);
     Ok(ServiceBuilder::new()
         // An id of ours, so that every line below can name the request.
         .layer_fn(|inner| request_id::wrap(inner, ids.clone()))
@@ -32,6 +32,8 @@ pub(crate) fn stack(edge: &Arc<Edge>) -> anyhow::Result<impl Next<Infallible> + 
         .layer_fn(security_headers::wrap)
         // Preflights end here: they carry no credentials. Errors below get CORS headers, so scripts can read them.
         .layer_fn(|inner| cors::wrap(inner, &cors_rules))
+        // What the caller has left and how long it took: of errors too.
+        .layer_fn(report::wrap)
         // Errors and panics of everything below become replies.
         .layer_fn(rescue::wrap)
         // Bounds first: what follows reads the path and the headers.

@@ -9,7 +9,7 @@
 mod activity;
 mod crowd;
 mod end;
-mod handshake;
+pub(crate) mod handshake;
 mod link;
 mod proof;
 mod refusal;
@@ -32,8 +32,11 @@ use crate::{
     Client, Edge,
     layers::{Request, Response},
 };
+pub(crate) use activity::{Activity, Watched};
 pub(crate) use crowd::Crowd;
+pub(crate) use end::{End, GOODBYE, end_of, say_goodbye};
 use refusal::Refusal;
+pub(crate) use session::Writer;
 use session::{Session, Timing};
 
 /// The path that controllers connect to.
@@ -54,9 +57,10 @@ async fn open(edge: &Arc<Edge>, mut request: Request) -> Result<Response, Refusa
     let accept = handshake::check(&request)?;
     let client = request.extensions().get::<Client>().cloned().ok_or(Refusal::Unavailable(None))?;
     let policy = Contract::get().method(link::CONNECT.as_str()).ok_or(Refusal::Unavailable(None))?;
-    edge.limits
-        .check(policy.rate_class, client.address)
-        .map_err(|exceeded| Refusal::TooManyRequests(Some(exceeded.after)))?;
+    let live = edge.live.load_full();
+    let class = live.switches.class(policy).map_err(|_| Refusal::Unavailable(None))?;
+    live.limits.arrive(class, client.address).await?;
+    drop(live);
     let key = api_key(request.headers())?;
     if edge.tasks.stopping().is_cancelled() {
         return Err(Refusal::Unavailable(None));

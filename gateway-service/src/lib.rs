@@ -22,7 +22,7 @@ use proto::gateway::{
 use service_kit::{
     Clock, Ids,
     admin::Readiness,
-    bus::{self, Bus},
+    bus::{self, Announcer, Bus},
     client::Upstream,
     db::Database,
     outbox::{Nudge, Relay},
@@ -39,7 +39,7 @@ use crate::{
     domain::{
         access::Access, acks, acks::Acks, artifacts::Artifacts, figures, gateways::Gateways,
         imports::Imports, journal::Journal, log::Log, manifests::Manifests, operations::Operations,
-        reconcile::Reconciliation, retention::Retention, retries::Retries, tokens::Tokens, web, web::WebSink,
+        reconcile::Reconciliation, retention::Retention, retries::Retries, tokens::Tokens, web,
     },
     grpc::{
         delivery::DeliveryApi, gateways::GatewayApi, internal::InternalApi, link::LinkApi,
@@ -113,7 +113,7 @@ impl Service {
         let project = Arc::new(project);
         let entries = stores.outbox.0.clone();
         Relay::spawn(&tasks, acks::REPORTS, entries.clone(), project.clone(), reports.clone());
-        Relay::spawn(&tasks, web::TOPIC, entries, Arc::new(WebSink::new(bus.clone())), web.clone());
+        Relay::spawn(&tasks, web::TOPIC, entries, Arc::new(Announcer::new(bus.clone())), web.clone());
         let retention =
             Retention { store: stores.retention.clone(), clock: clock.clone(), hours: link.retention_hours };
         retention.start(&tasks);

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 use service_kit::{
-    client::UpstreamConfig, db::DatabaseConfig, telemetry::TelemetryConfig, tls::TlsConfig,
+    bus::BusConfig, client::UpstreamConfig, db::DatabaseConfig, telemetry::TelemetryConfig, tls::TlsConfig,
     token::TokenConfig,
 };
 
@@ -28,6 +28,8 @@ pub struct Config {
     pub token: TokenConfig,
     /// Logs and traces.
     pub telemetry: TelemetryConfig,
+    /// Who hears of changes.
+    pub bus: BusConfig,
     /// The services that it calls.
     pub upstreams: UpstreamsConfig,
 }

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use service_kit::{
     Clock, Ids,
     admin::Readiness,
+    bus::{self, Announcer},
     client::Upstream,
     db::Database,
     outbox::{Nudge, Relay},
@@ -90,6 +91,8 @@ pub async fn start(config: Config, listeners: Listeners) -> anyhow::Result<Runni
     let imports = Imports::new(stores.imports, clock.clone(), ids);
     let delivery = Arc::new(Delivery::new(gateways, stores.deployments));
     Relay::spawn(&tasks, TOPIC, store::outbox(&database), delivery, nudge);
+    let announcer = Arc::new(Announcer::new(bus::connect(&config.bus, &tasks)?));
+    Relay::spawn(&tasks, store::CHANGES, store::outbox(&database), announcer, stores.changes);
 
     let routes = Routes::new(OrganizationGrpc { organizations: organizations.clone() }.server())
         .add_service(AccessGrpc { access, organizations }.server())

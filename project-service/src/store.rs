@@ -15,6 +15,7 @@ macro_rules! push_in {
 }
 
 pub mod apis;
+mod changes;
 pub mod deployments;
 pub mod imports;
 pub mod organizations;
@@ -23,8 +24,12 @@ pub mod revisions;
 
 use std::sync::Arc;
 
-use service_kit::{db::Database, outbox::Entries};
+use service_kit::{
+    db::Database,
+    outbox::{Entries, Nudge},
+};
 
+pub(crate) use self::changes::TOPIC as CHANGES;
 use self::{
     apis::ApiStore, deployments::DeploymentStore, imports::ImportStore, organizations::OrganizationStore,
     projects::ProjectStore, revisions::RevisionStore,
@@ -49,24 +54,33 @@ pub struct Stores {
     pub deployments: Arc<dyn DeploymentStore>,
     /// Imports from gateways.
     pub imports: Arc<dyn ImportStore>,
+    /// Wakes who tells of changes.
+    pub changes: Nudge,
 }
 
 /// A store over one kind of pool.
 #[derive(Debug, Clone)]
 pub(crate) struct SqlStore<P> {
     pub(crate) pool: P,
+    /// Wakes who tells of changes, once they are committed.
+    pub(crate) changes: Nudge,
 }
 
 impl Stores {
     /// The stores of an open database.
     pub fn new(database: &Database) -> Self {
+        let changes = Nudge::default();
         match database {
-            Database::Sqlite(pool) => Self::over(SqlStore { pool: pool.clone() }),
-            Database::Postgres(pool) => Self::over(SqlStore { pool: pool.clone() }),
+            Database::Sqlite(pool) => {
+                Self::over(SqlStore { pool: pool.clone(), changes: changes.clone() }, changes)
+            }
+            Database::Postgres(pool) => {
+                Self::over(SqlStore { pool: pool.clone(), changes: changes.clone() }, changes)
+            }
         }
     }
 
-    fn over<S>(store: S) -> Self
+    fn over<S>(store: S, changes: Nudge) -> Self
     where
         S: OrganizationStore + ProjectStore + ApiStore + RevisionStore + DeploymentStore + ImportStore,
     {
@@ -78,6 +92,7 @@ impl Stores {
             revisions: store.clone(),
             deployments: store.clone(),
             imports: store,
+            changes,
         }
     }
 }

@@ -7,7 +7,10 @@ use prost_reflect::{DescriptorPool, DynamicMessage, MethodDescriptor, Value};
 
 use crate::google::api::{HttpRule, http_rule::Pattern};
 
-pub use crate::common::policy::{Access, Proof, RateClass};
+pub use crate::common::{
+    Cache,
+    policy::{Access, Proof, RateClass},
+};
 
 /// A request without a policy of its own may be this large.
 pub const DEFAULT_MAX_REQUEST_BYTES: usize = 1024 * 1024;
@@ -55,6 +58,8 @@ pub struct MethodPolicy {
     pub no_side_effects: bool,
     /// May be sent again after any failure.
     pub idempotent: bool,
+    /// How the edge keeps its answers. Only of methods with one request and one answer.
+    pub cache: Option<Cache>,
     /// Where the method lies in REST; the first is the one to show.
     pub http: Vec<HttpBinding>,
 }
@@ -80,7 +85,8 @@ impl Contract {
         &CONTRACT
     }
 
-    fn read(descriptors: &[u8]) -> Result<Self, prost_reflect::DescriptorError> {
+    /// Reads a contract from compiled descriptors; fails when they cannot be read.
+    pub fn read(descriptors: &[u8]) -> Result<Self, prost_reflect::DescriptorError> {
         let pool = DescriptorPool::decode(descriptors)?;
         let methods = pool
             .services()
@@ -139,6 +145,7 @@ impl MethodPolicy {
             },
             location: policy.location,
             cache_max_age_s: policy.cache_max_age_s,
+            cache: policy.cache.filter(|_| level == 1 && !streaming),
             no_side_effects: level == 1,
             idempotent: level == 1 || level == 2,
             http: rule.map(bindings).unwrap_or_default(),

@@ -224,6 +224,37 @@ fn names_message(message: &MessageDescriptor, field: &str) -> bool {
 }
 
 #[test]
+fn what_is_kept_says_when_it_changed() {
+    let mut wrong = Vec::new();
+    for method in methods() {
+        let Some(cache) = &method.cache else { continue };
+        let path = &method.path;
+        if !matches!(method.access, Access::User | Access::Public) || method.cookies || cache.max_age_s == 0 {
+            wrong.push(format!("{path} cannot be kept"));
+        }
+        // Somebody's rights change with what they are rights to.
+        if method.access == Access::User && cache.topics.is_empty() {
+            wrong.push(format!("{path} says no topics"));
+        }
+        for topic in &cache.topics {
+            let (input, output) = (method.descriptor.input(), method.descriptor.output());
+            let text = |message: &MessageDescriptor, name: &str| {
+                message.get_field_by_name(name).is_some_and(|f| f.kind() == Kind::String && !f.is_list())
+            };
+            for name in topic.split('{').skip(1).filter_map(|rest| rest.split('}').next()) {
+                if !text(&input, name) && !text(&output, name) {
+                    wrong.push(format!("{path}: nothing says the {name} of {topic}"));
+                }
+            }
+            if !["changed.", "org."].iter().any(|known| topic.starts_with(known)) {
+                wrong.push(format!("{path}: nobody hears of {topic}"));
+            }
+        }
+    }
+    none(wrong);
+}
+
+#[test]
 fn lists_come_in_pages() {
     let mut wrong = Vec::new();
     let listed = |method: &MethodPolicy| method.descriptor.name().starts_with("List");
@@ -304,6 +335,11 @@ fn render_method(text: &mut String, method: &MethodDescriptor) {
     facts.extend((policy.proof != Proof::Any).then(|| policy.proof.as_str_name().to_owned()));
     facts.extend(policy.accepted.then(|| "accepted".to_owned()));
     facts.extend(policy.cookies.then(|| "cookies".to_owned()));
+    facts.extend(policy.cache.as_ref().map(|cache| {
+        let times = [cache.max_age_s, cache.stale_while_revalidate_s, cache.stale_if_error_s];
+        let [fresh, revalidating, broken] = times;
+        format!("kept {fresh}+{revalidating}+{broken} s until {}", cache.topics.join(" "))
+    }));
     facts.extend(policy.max_deadline.map(|deadline| format!("{} ms", deadline.as_millis())));
     facts.push(format!("{} bytes", policy.max_request_bytes));
     facts.push(if policy.no_side_effects {

@@ -1,6 +1,7 @@
 //! The event bus: hints that something happened, to everybody who listens. Never the truth: that is in
 //! the databases, and whoever listens must survive the loss of any message.
 
+mod announce;
 mod memory;
 mod redis;
 
@@ -20,16 +21,24 @@ use tokio::sync::{Notify, mpsc};
 
 use crate::shutdown::Tasks;
 
-pub use self::{memory::MemoryBus, redis::RedisBus};
+pub use self::{
+    announce::{Announcer, announcement},
+    memory::MemoryBus,
+    redis::RedisBus,
+};
 
 /// How many messages may wait for one subscriber.
 const CAPACITY: usize = 4_096;
+
+/// What the name of a bus in memory follows.
+const NAMED: &str = "memory:";
 
 /// Which bus.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BusConfig {
-    /// `memory`, or the URL of a Redis, which may hold a password.
+    /// `memory`, `memory:NAME` for one that all of this process share who name it, or the URL of a Redis, which
+    /// may hold a password.
     pub url: SecretString,
 }
 
@@ -71,6 +80,7 @@ pub trait Bus: fmt::Debug + Send + Sync + 'static {
 pub fn connect(config: &BusConfig, tasks: &Tasks) -> anyhow::Result<Arc<dyn Bus>> {
     match config.url.expose_secret() {
         "memory" => Ok(MemoryBus::shared()),
+        url if url.starts_with(NAMED) => Ok(MemoryBus::named(&url[NAMED.len()..])),
         url => Ok(Arc::new(RedisBus::start(url, tasks)?)),
     }
 }

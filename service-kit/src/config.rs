@@ -1,6 +1,12 @@
 //! Configuration: defaults < file < environment < flags. An unknown key is an error that names it.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    path::PathBuf,
+    process::ExitCode,
+    sync::Arc,
+};
 
 use anyhow::Context as _;
 use clap::{Args, Parser};
@@ -49,6 +55,12 @@ impl Flags {
         Ok(layers)
     }
 
+    /// The same, to be read again.
+    pub fn source(&self, service: &'static str, defaults: &'static str) -> Source {
+        let flags = self.clone();
+        Source::new(move || flags.layers(service, defaults))
+    }
+
     /// Prints the configuration if the flags ask for that. Says whether they do: then there is nothing
     /// else to be done.
     pub fn print(&self, layers: &Layers) -> anyhow::Result<bool> {
@@ -56,6 +68,28 @@ impl Flags {
             std::io::Write::write_all(&mut std::io::stdout(), layers.print()?.as_bytes())?;
         }
         Ok(self.print_config)
+    }
+}
+
+/// Where a configuration comes from: it can be read again, and may then be another.
+#[derive(Clone)]
+pub struct Source(Arc<dyn Fn() -> anyhow::Result<Layers> + Send + Sync>);
+
+impl fmt::Debug for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Source")
+    }
+}
+
+impl Source {
+    /// What `read` finds.
+    pub fn new(read: impl Fn() -> anyhow::Result<Layers> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(read))
+    }
+
+    /// Reads it.
+    pub fn read(&self) -> anyhow::Result<Layers> {
+        self.0()
     }
 }
 
@@ -90,11 +124,35 @@ impl Layers {
         self.0.extract_inner(name).map_err(explain)
     }
 
+    /// The keys (`limits.connections`) that have another value in `other`, or are in one of the two only.
+    pub fn differing(&self, other: &Self) -> Vec<String> {
+        let flat = |layers: &Self| {
+            let mut keys = BTreeMap::new();
+            if let Ok(values) = layers.0.extract::<Dict>() {
+                flatten(&values, "", &mut keys);
+            }
+            keys
+        };
+        let (one, two) = (flat(self), flat(other));
+        let keys: BTreeSet<&String> = one.keys().chain(two.keys()).collect();
+        keys.into_iter().filter(|key| one.get(*key) != two.get(*key)).cloned().collect()
+    }
+
     /// The effective configuration as TOML, secrets hidden.
     pub fn print(&self) -> anyhow::Result<String> {
         let mut values: Dict = self.0.extract().map_err(explain)?;
         hide_secrets(&mut values);
         toml::to_string(&values).context("cannot print the configuration")
+    }
+}
+
+fn flatten(values: &Dict, prefix: &str, keys: &mut BTreeMap<String, Value>) {
+    for (key, value) in values {
+        let key = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
+        match value {
+            Value::Dict(_, inner) => flatten(inner, &key, keys),
+            value => drop(keys.insert(key, value.clone())),
+        }
     }
 }
 
@@ -142,6 +200,19 @@ where
     report(service, serve(&flags, service, defaults, start).await)
 }
 
+/// The same for a service that reads its configuration again while it runs.
+pub async fn main_from<F>(
+    service: &'static str,
+    defaults: &'static str,
+    start: fn(Source, Listeners) -> F,
+) -> ExitCode
+where
+    F: Future<Output = anyhow::Result<Running>>,
+{
+    let flags = Cli::parse().flags;
+    report(service, serve_from(&flags, service, defaults, start).await)
+}
+
 /// The end of a process: an error goes to stderr.
 pub fn report(service: &str, outcome: anyhow::Result<()>) -> ExitCode {
     match outcome {
@@ -164,17 +235,29 @@ where
     C: DeserializeOwned,
     F: Future<Output = anyhow::Result<Running>>,
 {
-    let layers = flags.layers(service, defaults)?;
-    let config: C = layers.extract()?;
+    let start = async |source: Source, listeners| start(source.read()?.extract()?, listeners).await;
+    serve_from(flags, service, defaults, start).await
+}
+
+/// The same for a service that reads its configuration again while it runs.
+pub async fn serve_from(
+    flags: &Flags,
+    service: &'static str,
+    defaults: &'static str,
+    start: impl AsyncFnOnce(Source, Listeners) -> anyhow::Result<Running>,
+) -> anyhow::Result<()> {
+    let source = flags.source(service, defaults);
+    let layers = source.read()?;
     if flags.print(&layers)? {
         return Ok(());
     }
     let _telemetry = crate::telemetry::init(&layers.section::<TelemetryConfig>("telemetry")?, service)?;
     crate::tls::install_provider();
-    let listeners =
-        Listeners::bind(&layers.section::<String>("listen")?, &layers.section::<String>("admin_listen")?)
-            .await?;
-    start(config, listeners).await?.run().await
+    let (main, admin): (String, String) = (layers.section("listen")?, layers.section("admin_listen")?);
+    // Only services that hand their ports over have such a setting.
+    let reuse_port = layers.section("restart.reuse_port").unwrap_or(false);
+    let listeners = Listeners::bind_as(&main, &admin, reuse_port).await?;
+    start(source, listeners).await?.run().await
 }
 
 /// `TOLLGATE_AUTH__` of `auth-service`, `TOLLGATE_EDGE__` of `edge-proxy`.
@@ -213,6 +296,15 @@ mod tests {
         assert_eq!(layers.extract::<Config>().unwrap().database.url, "postgres://u:canary@h/db");
         let printed = layers.print().unwrap();
         assert!(printed.contains("postgres://***@h/db") && !printed.contains("canary"), "{printed}");
+    }
+
+    #[test]
+    fn what_differs_is_named_by_its_key() {
+        let layers = Layers::new(DEFAULTS, None, "TOLLGATE_TEST__").unwrap();
+        assert!(layers.differing(&layers.clone()).is_empty());
+        let other = layers.clone().set("database.url", "sqlite:b.db").set("more.of", "1");
+        assert_eq!(layers.differing(&other), ["database.url", "more.of"]);
+        assert_eq!(other.differing(&layers), ["database.url", "more.of"]);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use proto::Contract;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tonic::{body::Body, service::Routes};
 use tower::{Layer as _, ServiceExt as _, util::BoxCloneSyncService};
@@ -25,6 +25,9 @@ use crate::{
 /// How long calls under way may take to finish when a service drains.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// How many connections may wait to be accepted, as tokio has it.
+const BACKLOG: u32 = 1_024;
+
 /// The sockets of a service. Bound before anything else, so that their addresses are known.
 #[derive(Debug)]
 pub struct Listeners {
@@ -37,11 +40,31 @@ pub struct Listeners {
 impl Listeners {
     /// Binds `HOST:PORT` twice; port 0 takes a free one.
     pub async fn bind(main: &str, admin: &str) -> anyhow::Result<Self> {
-        let bind = async |address: &str| {
-            TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))
-        };
-        Ok(Self { main: bind(main).await?, admin: bind(admin).await? })
+        Self::bind_as(main, admin, false).await
     }
+
+    /// The same; with `reuse_port` other processes that say so too may listen on the same ports.
+    pub async fn bind_as(main: &str, admin: &str, reuse_port: bool) -> anyhow::Result<Self> {
+        Ok(Self { main: bind(main, reuse_port).await?, admin: bind(admin, reuse_port).await? })
+    }
+}
+
+/// Binds `HOST:PORT`; with `reuse_port` other processes that say so too may listen there.
+pub async fn bind(address: &str, reuse_port: bool) -> anyhow::Result<TcpListener> {
+    let context = || format!("cannot listen on {address}");
+    if !reuse_port {
+        return TcpListener::bind(address).await.with_context(context);
+    }
+    let found = tokio::net::lookup_host(address).await.with_context(context)?.next();
+    let found = found.with_context(context)?;
+    let socket = if found.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
+    let listen = |socket: TcpSocket| {
+        socket.set_reuseaddr(true)?;
+        socket.set_reuseport(true)?;
+        socket.bind(found)?;
+        socket.listen(BACKLOG)
+    };
+    socket.and_then(listen).with_context(context)
 }
 
 /// A service that runs.
@@ -175,7 +198,7 @@ impl GrpcServer {
     }
 }
 
-/// Reflection of a descriptor set, both versions of the protocol being served by clients' choice of v1.
+/// Reflection of a descriptor set.
 pub fn reflection(
     descriptors: &'static [u8],
 ) -> anyhow::Result<
@@ -185,6 +208,20 @@ pub fn reflection(
         .register_encoded_file_descriptor_set(descriptors)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .build_v1()?)
+}
+
+/// The same by the name that clients know which are older than the stable one, such as grpcio-reflection.
+pub fn reflection_v1alpha(
+    descriptors: &'static [u8],
+) -> anyhow::Result<
+    tonic_reflection::server::v1alpha::ServerReflectionServer<
+        impl tonic_reflection::server::v1alpha::ServerReflection,
+    >,
+> {
+    Ok(tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(descriptors)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .build_v1alpha()?)
 }
 
 async fn connection<S>(

@@ -30,7 +30,7 @@ use tracing_subscriber::{
 
 mod calls;
 
-pub use calls::{Call, TraceLayer, TraceService};
+pub use calls::{Call, TraceLayer, TraceService, code_name};
 
 /// The `[telemetry]` section.
 #[derive(Debug, Clone, Deserialize)]
@@ -82,6 +82,9 @@ const CONVERGENCE: &[f64] = &[
 /// Buckets of counts of revisions.
 const REVISIONS: &[f64] = &[0.0, 1.0, 2.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1_000.0, 10_000.0];
 
+/// Buckets of sizes of bodies.
+const BYTES: &[f64] = &[0.0, 128.0, 1_024.0, 8_192.0, 65_536.0, 524_288.0, 4_194_304.0, 33_554_432.0];
+
 /// How often the samples of histograms are summed up, whether somebody scrapes or not.
 const UPKEEP: Duration = Duration::from_secs(5);
 
@@ -112,6 +115,7 @@ pub fn init(config: &TelemetryConfig, service: &'static str) -> anyhow::Result<G
     let recorder = PrometheusBuilder::new()
         .set_buckets_for_metric(Matcher::Suffix("_convergence_seconds".to_owned()), CONVERGENCE)?
         .set_buckets_for_metric(Matcher::Suffix("_revisions".to_owned()), REVISIONS)?
+        .set_buckets_for_metric(Matcher::Suffix("_size_bytes".to_owned()), BYTES)?
         .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), SECONDS)?
         .install_recorder()?;
     tokio::spawn(upkeep(recorder.clone()));

@@ -78,7 +78,7 @@ pub async fn main() -> ExitCode {
 }
 
 async fn serve(Serve { service, flags }: Serve) -> anyhow::Result<()> {
-    use service_kit::config::serve;
+    use service_kit::config::{serve, serve_from};
     let flags = &flags;
     match service {
         ServiceName::AuthService => {
@@ -93,7 +93,7 @@ async fn serve(Serve { service, flags }: Serve) -> anyhow::Result<()> {
             Box::pin(serve(flags, name, defaults, gateway_service::start)).await
         }
         ServiceName::EdgeProxy => {
-            Box::pin(serve(flags, edge_proxy::NAME, edge_proxy::DEFAULTS, edge_proxy::start)).await
+            Box::pin(serve_from(flags, edge_proxy::NAME, edge_proxy::DEFAULTS, edge_proxy::start)).await
         }
     }
 }

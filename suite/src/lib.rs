@@ -21,7 +21,10 @@ use std::{
 };
 
 use anyhow::Context as _;
-use service_kit::server::{Listeners, Running};
+use service_kit::{
+    config::Source,
+    server::{Listeners, Running},
+};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -66,17 +69,25 @@ impl Suite {
         let project = plan.project.bind().await?;
         let gateway = plan.gateway.bind().await?;
         let edge = plan.edge.bind().await?;
-        plan.connect("auth", auth.main.local_addr()?);
-        plan.connect("project", project.main.local_addr()?);
-        plan.connect("gateway", gateway.main.local_addr()?);
+        let bound = [("auth", &auth), ("project", &project), ("gateway", &gateway)];
+        let mut upstreams = Vec::new();
+        for (name, listeners) in bound {
+            upstreams.push((name, listeners.main.local_addr()?));
+        }
+        for (name, address) in &upstreams {
+            plan.connect(name, *address);
+        }
         let url = public_url(&config.listen, edge.main.local_addr()?);
         plan.publish(&url)?;
+        plan.share_bus()?;
 
         // Channels connect when first used, so the order is that of the arrows and nothing more.
         let auth = Box::pin(start(&plan.auth, auth, auth_service::start)).await?;
         let project = Box::pin(start(&plan.project, project, project_service::start)).await?;
         let gateway = Box::pin(start(&plan.gateway, gateway, gateway_service::start)).await?;
-        let edge = Box::pin(start(&plan.edge, edge, edge_proxy::start)).await?;
+        let settings = edge_settings(config.clone(), upstreams);
+        let edge = Box::pin(edge_proxy::start(settings, edge)).await;
+        let edge = edge.with_context(|| format!("cannot start {}", plan.edge.name))?;
 
         let ca_file = ca_file(&config.data_dir);
         let suite = Self { auth, project, gateway, edge, url, ca_file };
@@ -151,6 +162,17 @@ impl Suite {
 /// The CA file of a data folder.
 pub fn ca_file(data_dir: &Path) -> PathBuf {
     data_dir.join("tls").join("ca.pem")
+}
+
+/// The settings of the edge, read again from the suite's file when that changes.
+fn edge_settings(config: SuiteConfig, upstreams: Vec<(&'static str, SocketAddr)>) -> Source {
+    Source::new(move || {
+        let mut plan = Plan::read(&config)?;
+        for (name, address) in &upstreams {
+            plan.connect(name, *address);
+        }
+        Ok(plan.edge.layers)
+    })
 }
 
 async fn start<C, F>(

@@ -1,7 +1,11 @@
 //! What each service of the suite is told: its own defaults with the data folder in place of `data/`,
 //! then the user's file, then the environment, then the sockets that were bound.
 
-use std::{net::SocketAddr, path::Path};
+use std::{
+    net::SocketAddr,
+    path::Path,
+    sync::atomic::{AtomicU64, Ordering},
+};
 
 use anyhow::Context as _;
 use service_kit::{
@@ -27,6 +31,11 @@ credential_per_minute = 60
 sign_up_per_hour = 600
 mail_per_hour = 600
 refresh_per_minute = 300
+address_per_minute = 0
+user_per_minute = 0
+token_per_minute = 0
+heavy_per_minute = 0
+connections_per_address = 10000
 ";
 
 /// Where the application is, as the services' defaults say.
@@ -100,6 +109,19 @@ impl Plan {
                 service.set(&format!("upstreams.{upstream}.address"), &address.to_string());
             }
         }
+    }
+
+    /// Lets the services hear each other, unless the settings name another bus.
+    pub fn share_bus(&mut self) -> anyhow::Result<()> {
+        static SUITES: AtomicU64 = AtomicU64::new(0);
+        let own = format!("memory:suite-{}", SUITES.fetch_add(1, Ordering::Relaxed));
+        for service in [&mut self.project, &mut self.gateway, &mut self.edge] {
+            let url: String = service.layers.section("bus.url")?;
+            if url == "memory" {
+                service.set("bus.url", &own);
+            }
+        }
+        Ok(())
     }
 
     /// Links in mail lead to where the suite is, and passkeys belong there, unless the settings name another

@@ -11,6 +11,8 @@ mod edge;
 mod gateway_link;
 #[path = "e2e/identity.rs"]
 mod identity;
+#[path = "e2e/kept.rs"]
+mod kept;
 #[path = "e2e/lifecycle.rs"]
 mod lifecycle;
 #[path = "e2e/native.rs"]

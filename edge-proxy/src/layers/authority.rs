@@ -8,18 +8,35 @@ use http::{StatusCode, Version, header, uri::Authority};
 use tower::{ServiceExt as _, service_fn};
 
 use super::{Next, Request};
-use crate::rescue::Refusal;
+use crate::{Client, rescue::Refusal};
 
 pub(crate) fn wrap<S: Next<Refusal>>(inner: S) -> impl Next<Refusal> {
     service_fn(move |request: Request| {
         let inner = inner.clone();
         async move {
             match fault(&request) {
+                None if !belongs(&request) => Err(Refusal::http(
+                    StatusCode::MISDIRECTED_REQUEST,
+                    "MISDIRECTED",
+                    "this connection is not for this host",
+                )),
                 None => inner.oneshot(request).await,
                 Some(fault) => Err(Refusal::http(StatusCode::BAD_REQUEST, "INVALID_HOST", fault)),
             }
         }
     })
+}
+
+/// Whether the certificate that the client saw is for the host of its request (RFC 9110 §7.4). A client that
+/// named none in its handshake, such as one that knows only our address, is not asked.
+fn belongs(request: &Request) -> bool {
+    let host = || request.headers().get(header::HOST)?.to_str().ok()?.parse::<Authority>().ok();
+    let host = match request.uri().authority() {
+        Some(authority) => Some(authority.clone()),
+        None => host(),
+    };
+    let client = request.extensions().get::<Client>();
+    client.zip(host).is_none_or(|(client, host)| client.connection.is_for(host.host()))
 }
 
 /// What is wrong with the host of a request.

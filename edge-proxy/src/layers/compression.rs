@@ -1,14 +1,38 @@
-//! Compresses JSON answers (gzip, br) where the client takes it. gRPC has a compression of its own.
+//! Compresses answers (gzip, br, zstd) where the client takes it, by its weights. gRPC and streams have
+//! compressions of their own.
+//!
+//! An answer that mixes a secret with what an attacker chose tells the secret by its length (BREACH). So nothing
+//! is compressed that a browser asks for by a cookie, and no answer that brings a credential: see [`Secret`]. All
+//! other calls need a token that no other page has.
 
-use http::{Extensions, HeaderMap, StatusCode, Version, header};
+use http::{Extensions, HeaderMap, HeaderValue, StatusCode, Version, header};
+use proto::{MethodPolicy, policy::RateClass};
 use tower::{Layer as _, ServiceExt as _, service_fn};
 use tower_http::compression::CompressionLayer;
 
-use super::{Next, Request};
-use crate::{Body, rescue::Refusal, routes::Protocol};
+use super::{Next, Request, Response};
+use crate::{Body, cache::weaken, codings::Coding, rescue::Refusal, routes::Protocol};
 
 /// Below this size a packet is a packet, compressed or not.
 const MIN_BYTES: u64 = 1_024;
+
+/// What gains by it. Archives and the like are compressed already.
+const TYPES: [&str; 5] =
+    ["application/json", "application/proto", "application/yaml", "application/jwk-set+json", "text/"];
+
+/// An answer that is never compressed; in its extensions.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Secret;
+
+impl Secret {
+    /// Marks the answer of a method that goes by cookies, or that brings credentials.
+    pub(crate) fn mark(policy: &MethodPolicy, response: &mut Response) {
+        let brings = [RateClass::Credential, RateClass::SignUp, RateClass::Refresh];
+        if policy.cookies || brings.contains(&policy.rate_class) {
+            response.extensions_mut().insert(Self);
+        }
+    }
+}
 
 pub(crate) fn wrap<S: Next<Refusal>>(inner: S) -> impl Next<Refusal> {
     let rules = CompressionLayer::new().compress_when(worthwhile as Predicate);
@@ -16,18 +40,76 @@ pub(crate) fn wrap<S: Next<Refusal>>(inner: S) -> impl Next<Refusal> {
     service_fn(move |request: Request| {
         let (with, without) = (with.clone(), inner.clone());
         async move {
-            if Protocol::of(request.headers()) != Protocol::Rest {
+            if !matches!(Protocol::of(&request), Protocol::Rest | Protocol::Connect) {
                 return without.oneshot(request).await;
             }
-            Ok(with.oneshot(request).await?.map(Body::new))
+            if takes_any(request.headers()) {
+                return Ok(weakened(with.oneshot(request).await?.map(Body::new)));
+            }
+            let mut response = without.oneshot(request).await?;
+            let (parts, body) = response.into_parts();
+            let varies = worthwhile(parts.status, parts.version, &parts.headers, &parts.extensions);
+            response = Response::from_parts(parts, body);
+            if varies {
+                response.headers_mut().append(header::VARY, HeaderValue::from_static("accept-encoding"));
+            }
+            Ok(response)
         }
     })
 }
 
+/// Who takes none of the codings gets the answer as it is: a refusal would come after the deed.
+fn takes_any(headers: &HeaderMap) -> bool {
+    let lines = headers.get_all(header::ACCEPT_ENCODING).iter();
+    lines.filter_map(|line| line.to_str().ok()).any(|line| Coding::first_of(line).is_some())
+}
+
+/// Other bytes are another representation: what a strong tag names is not this (RFC 9110 §8.8.1).
+fn weakened(mut response: Response) -> Response {
+    if response.headers().contains_key(header::CONTENT_ENCODING) {
+        weaken(response.headers_mut());
+    }
+    response
+}
+
 type Predicate = fn(StatusCode, Version, &HeaderMap, &Extensions) -> bool;
 
-fn worthwhile(_: StatusCode, _: Version, headers: &HeaderMap, _: &Extensions) -> bool {
+fn worthwhile(_: StatusCode, _: Version, headers: &HeaderMap, extensions: &Extensions) -> bool {
     let text = |name| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    text(header::CONTENT_TYPE).starts_with("application/json")
+    let content_type = text(header::CONTENT_TYPE);
+    TYPES.iter().any(|known| content_type.starts_with(known))
         && text(header::CONTENT_LENGTH).parse::<u64>().is_ok_and(|bytes| bytes >= MIN_BYTES)
+        && extensions.get::<Secret>().is_none()
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{HeaderMap, header};
+
+    use super::{Response, takes_any, weakened};
+    use crate::Body;
+
+    #[test]
+    fn a_strong_tag_of_other_bytes_becomes_weak() {
+        for (coding, tag, expected) in
+            [("gzip", "\"a\"", "W/\"a\""), ("gzip", "W/\"a\"", "W/\"a\""), ("", "\"a\"", "\"a\"")]
+        {
+            let mut response = Response::new(Body::empty());
+            response.headers_mut().insert(header::ETAG, tag.parse().unwrap());
+            if !coding.is_empty() {
+                response.headers_mut().insert(header::CONTENT_ENCODING, coding.parse().unwrap());
+            }
+            assert_eq!(weakened(response).headers()[header::ETAG], expected);
+        }
+    }
+
+    #[test]
+    fn who_takes_none_is_told_from_who_takes_one() {
+        for (list, expected) in
+            [("", false), ("identity;q=0", false), ("*;q=0", false), ("gzip;q=0, br", true), ("zstd", true)]
+        {
+            let headers = HeaderMap::from_iter([(header::ACCEPT_ENCODING, list.parse().unwrap())]);
+            assert_eq!(takes_any(&headers), expected, "{list}");
+        }
+    }
 }

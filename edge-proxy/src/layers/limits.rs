@@ -1,10 +1,11 @@
-//! Bounds of what comes before a body: the URI and the headers. Bodies are bounded by method.
+//! Bounds of what comes before a body: the URI and the headers. Bodies are bounded by method. A request that gives the
+//! length of its body in two ways ends here too.
 
-use http::StatusCode;
+use http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use tower::{ServiceExt as _, service_fn};
 
 use super::{Next, Request};
-use crate::rescue::Refusal;
+use crate::{Client, rescue::Refusal};
 
 /// The longest path with its query, in bytes.
 const MAX_URI: usize = 8 * 1024;
@@ -17,21 +18,34 @@ pub(crate) fn wrap<S: Next<Refusal>>(inner: S) -> impl Next<Refusal> {
     service_fn(move |request: Request| {
         let inner = inner.clone();
         async move {
-            check(&request)?;
+            one_length(&request)?;
+            check(request.uri(), request.headers())?;
             inner.oneshot(request).await
         }
     })
 }
 
-fn check(request: &Request) -> Result<(), Refusal> {
-    if request.uri().path_and_query().is_some_and(|path| path.as_str().len() > MAX_URI) {
+fn one_length(request: &Request) -> Result<(), Refusal> {
+    let client = request.extensions().get::<Client>();
+    if request.headers().contains_key(header::TRANSFER_ENCODING)
+        && client.is_some_and(|client| client.connection.was_ambiguous())
+    {
+        let both = "`Content-Length` and `Transfer-Encoding` in one request";
+        return Err(Refusal::http(StatusCode::BAD_REQUEST, "AMBIGUOUS_LENGTH", both)
+            .with_header(header::CONNECTION, const { HeaderValue::from_static("close") }));
+    }
+    Ok(())
+}
+
+/// Whether a path and headers are small enough.
+pub(crate) fn check(uri: &Uri, headers: &HeaderMap) -> Result<(), Refusal> {
+    if uri.path_and_query().is_some_and(|path| path.as_str().len() > MAX_URI) {
         return Err(Refusal::http(
             StatusCode::URI_TOO_LONG,
             "URI_TOO_LONG",
             format!("the path with its query is longer than {MAX_URI} bytes"),
         ));
     }
-    let headers = request.headers();
     let bytes: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
     if headers.len() > MAX_HEADERS || bytes > MAX_HEADER_BYTES {
         return Err(Refusal::http(

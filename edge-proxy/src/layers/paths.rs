@@ -16,7 +16,8 @@ pub(crate) fn wrap<S: Next<Refusal>>(inner: S) -> impl Next<Refusal> {
     })
 }
 
-fn check(path: &str) -> Result<(), Refusal> {
+/// Whether there is one reading of a path.
+pub(crate) fn check(path: &str) -> Result<(), Refusal> {
     match fault(path) {
         None => Ok(()),
         Some(fault) => {

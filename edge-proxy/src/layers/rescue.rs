@@ -15,7 +15,7 @@ use crate::{
 pub(crate) fn wrap<S: Next<Refusal>>(inner: S) -> impl Next<Infallible> {
     service_fn(move |request: Request| {
         let inner = inner.clone();
-        let asked = Asked { protocol: Protocol::of(request.headers()), uri: request.uri().clone() };
+        let asked = Asked { protocol: Protocol::of(&request), uri: request.uri().clone() };
         async move {
             let outcome = AssertUnwindSafe(inner.oneshot(request)).catch_unwind().await;
             Ok(match outcome {

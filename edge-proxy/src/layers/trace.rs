@@ -6,6 +6,7 @@
 use std::{
     convert::Infallible,
     pin::Pin,
+    sync::{Arc, OnceLock},
     task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
@@ -19,7 +20,7 @@ use tower::{ServiceExt as _, service_fn};
 use tracing::{Instrument as _, Span, field::Empty};
 
 use super::{Next, Request, Response, request_id::X_REQUEST_ID};
-use crate::{Body, Client};
+use crate::{Body, Client, routes::Protocol};
 
 /// What the inside tells the log of a request; in the extensions of its response.
 #[derive(Debug, Clone, Copy, Default)]
@@ -30,28 +31,36 @@ pub(crate) struct Noted {
     pub(crate) code: Option<Code>,
 }
 
+/// How a call ended, where only the last of its bytes tell; in the extensions of its response.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Ending(Arc<OnceLock<Code>>);
+
+impl Ending {
+    /// The call has ended so.
+    pub(crate) fn is(&self, code: Code) {
+        // The first word counts.
+        let _ = self.0.set(code);
+    }
+}
+
 pub(crate) fn wrap<S: Next<Infallible>>(inner: S) -> impl Next<Infallible> {
     service_fn(move |request: Request| {
         let inner = inner.clone();
-        let started = Instant::now();
-        let method = method_name(request.method());
-        let client = request.extensions().get::<Client>().cloned();
         let id = request.headers().get(X_REQUEST_ID).and_then(|id| id.to_str().ok()).unwrap_or("-");
-        let version = version_name(request.version());
         let span = tracing::info_span!(
             "request",
             otel.kind = "server",
             otel.name = Empty,
-            method,
+            method = method_name(request.method()),
             id,
             trace_id = Empty
         );
         service_kit::telemetry::adopt_parent(&span, request.headers());
+        let record = Record::new(&request, span.clone());
         let future = inner.oneshot(request);
-        let inside = span.clone();
         async move {
             let response = future.await?;
-            Ok(watched(response, Record::new(method, version, started, inside, client)))
+            Ok(watched(response, record))
         }
         .instrument(span)
     })
@@ -80,11 +89,25 @@ fn method_name(method: &Method) -> &'static str {
     }
 }
 
+fn scheme(client: Option<&Client>) -> &'static str {
+    if client.is_some_and(|client| client.secure) { "https" } else { "http" }
+}
+
+/// Requests under way.
+fn active(method: &'static str, client: Option<&Client>) -> metrics::Gauge {
+    metrics::gauge!(
+        "http_server_active_requests",
+        "http_request_method" => method,
+        "url_scheme" => scheme(client)
+    )
+}
+
 fn watched(response: Response, mut record: Record) -> Response {
     let noted = response.extensions().get::<Noted>().copied().unwrap_or_default();
     record.route = noted.route;
     record.status = response.status().as_u16();
     record.code = code_in(response.headers()).or(noted.code);
+    record.ending = response.extensions().get::<Ending>().cloned();
     response.map(|inner| Body::new(Watched { inner, record }))
 }
 
@@ -104,29 +127,49 @@ struct Record {
     route: Option<&'static str>,
     status: u16,
     code: Option<Code>,
+    ending: Option<Ending>,
     started: Instant,
     span: Span,
+    /// How the client speaks.
+    protocol: Protocol,
+    /// Bytes of the request's body as far as it says, and of the answer's so far.
+    received: Option<u64>,
+    sent: u64,
     /// The connection is busy until the answer has gone.
     client: Option<Client>,
 }
 
 impl Record {
-    fn new(
-        method: &'static str,
-        version: &'static str,
-        started: Instant,
-        span: Span,
-        client: Option<Client>,
-    ) -> Self {
-        Self { method, version, route: None, status: 0, code: None, started, span, client }
+    fn new(request: &Request, span: Span) -> Self {
+        let method = method_name(request.method());
+        let client = request.extensions().get::<Client>().cloned();
+        active(method, client.as_ref()).increment(1.0);
+        Self {
+            method,
+            version: version_name(request.version()),
+            route: None,
+            status: 0,
+            code: None,
+            ending: None,
+            started: Instant::now(),
+            span,
+            protocol: Protocol::of(request),
+            received: http_body::Body::size_hint(request.body()).exact(),
+            sent: 0,
+            client,
+        }
     }
 
-    /// The duration, named as OpenTelemetry's conventions have it. Each label is one of a few.
+    fn code(&self) -> Option<Code> {
+        let ending = self.ending.as_ref().and_then(|ending| ending.0.get().copied());
+        ending.or(self.code)
+    }
+
+    /// Duration and sizes, named as OpenTelemetry's conventions have it. Each label is one of a few.
     fn measure(&self, elapsed: Duration) {
-        let secure = self.client.as_ref().is_some_and(|client| client.secure);
         let mut labels = vec![
             Label::new("http_request_method", self.method),
-            Label::new("url_scheme", if secure { "https" } else { "http" }),
+            Label::new("url_scheme", scheme(self.client.as_ref())),
             Label::new("network_protocol_version", self.version),
             Label::new("http_response_status_code", self.status.to_string()),
         ];
@@ -135,7 +178,13 @@ impl Record {
         if self.status >= 500 {
             labels.push(Label::new("error_type", self.status.to_string()));
         }
-        metrics::histogram!("http_server_request_duration_seconds", labels).record(elapsed.as_secs_f64());
+        let labels = || labels.clone();
+        metrics::histogram!("http_server_request_duration_seconds", labels()).record(elapsed.as_secs_f64());
+        if let Some(received) = self.received {
+            metrics::histogram!("http_server_request_body_size_bytes", labels()).record(received as f64);
+        }
+        metrics::histogram!("http_server_response_body_size_bytes", labels()).record(self.sent as f64);
+        active(self.method, self.client.as_ref()).decrement(1.0);
     }
 }
 
@@ -149,6 +198,9 @@ impl http_body::Body for Watched {
     ) -> Poll<Option<Result<Frame<Bytes>, tonic::Status>>> {
         let this = &mut *self;
         let frame = ready!(Pin::new(&mut this.inner).poll_frame(cx));
+        if let Some(Ok(frame)) = &frame {
+            this.record.sent += frame.data_ref().map_or(0, |data| data.len() as u64);
+        }
         if let Some(Ok(frame)) = &frame
             && let Some(trailers) = frame.trailers_ref()
         {
@@ -172,11 +224,16 @@ impl Drop for Record {
         let _inside = self.span.enter();
         tracing::info!(
             target: "access",
+            protocol = self.protocol.name(),
+            http = self.version,
             method = self.method,
             route = self.route.unwrap_or("-"),
             client = self.client.as_ref().map(|client| tracing::field::display(client.address)),
             status = self.status,
-            grpc = self.code.map(|code| code as i32),
+            grpc = self.code().map(|code| code as i32),
+            received = self.received,
+            sent = self.sent,
+            upstream = self.client.as_ref().and_then(|client| client.marks().service()),
             micros = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX),
             trace_id = service_kit::telemetry::trace_id(),
             "answered"

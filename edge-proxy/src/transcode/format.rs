@@ -1,12 +1,14 @@
 //! How a stream of messages is written over HTTP: as Server-Sent Events, or as one JSON text a line.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header, request::Parts};
 use prost_reflect::MessageDescriptor;
 use proto::codec::Codec;
 use service_kit::{Error, error::Result};
 
-use super::response::members;
+use super::response::{absent, members};
 use crate::rescue::{self, Refusal};
 
 /// The name of the event that ends a stream which failed, and of its member among lines.
@@ -37,16 +39,26 @@ impl Format {
     /// How much a client wants it (RFC 9110 §12.5.1): the most specific range decides.
     fn quality(self, accept: &str) -> f32 {
         let (exact, family) = self.names();
-        let range = |text: &str| {
-            let mut parts = text.split(';').map(|part| part.trim().to_ascii_lowercase());
-            let name = parts.next()?;
-            let rank = [family, exact].iter().position(|known| name == *known).map(|at| at + 1);
-            let rank = rank.or_else(|| (name == "*/*").then_some(0))?;
-            let weight = parts.find_map(|part| part.strip_prefix("q=").map(str::to_owned));
-            Some((rank, weight.map_or(1.0, |text| text.parse().unwrap_or(0.0))))
-        };
-        accept.split(',').filter_map(range).max_by_key(|(rank, _)| *rank).map_or(0.0, |(_, weight)| weight)
+        quality(accept, exact, family)
     }
+}
+
+fn quality(accept: &str, exact: &str, family: &str) -> f32 {
+    let range = |text: &str| {
+        let mut parts = text.split(';').map(|part| part.trim().to_ascii_lowercase());
+        let name = parts.next()?;
+        let rank = [family, exact].iter().position(|known| name == *known).map(|at| at + 1);
+        let rank = rank.or_else(|| (name == "*/*").then_some(0))?;
+        let weight = parts.find_map(|part| part.strip_prefix("q=").map(str::to_owned));
+        Some((rank, weight.map_or(1.0, |text| text.parse().unwrap_or(0.0))))
+    };
+    accept.split(',').filter_map(range).max_by_key(|(rank, _)| *rank).map_or(0.0, |(_, weight)| weight)
+}
+
+/// Whether a client takes JSON. Who says nothing does.
+pub(super) fn takes_json(headers: &HeaderMap) -> bool {
+    let accept = accepted(headers);
+    accept.trim().is_empty() || quality(&accept, "application/json", "application/*") > 0.0
 }
 
 /// The form that a request asks for. Who says nothing gets events.
@@ -74,9 +86,11 @@ fn accepted(headers: &HeaderMap) -> String {
 }
 
 /// How messages of one type are written.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct Plan {
     codec: Codec,
+    /// The one field that is written, and what it is where it is absent.
+    field: Option<(String, Cow<'static, str>)>,
     /// The message is one oneof: an event has the name of the member that is set.
     named: bool,
 }
@@ -85,19 +99,25 @@ impl Plan {
     /// Reads the output of a method and the `response_body` of its binding.
     pub(super) fn of(output: &MessageDescriptor, response_body: &str) -> anyhow::Result<Self> {
         let name = output.full_name();
-        anyhow::ensure!(response_body.is_empty(), "{name} is streamed: it cannot be in part a body");
         let codec = Codec::find(name).ok_or_else(|| anyhow::anyhow!("{name} has no JSON codec"))?;
+        if !response_body.is_empty() {
+            let field = output
+                .get_field_by_name(response_body)
+                .ok_or_else(|| anyhow::anyhow!("{name} has no field {response_body} for the body"))?;
+            let field = Some((field.json_name().to_owned(), absent(&field)));
+            return Ok(Self { codec, field, named: false });
+        }
         let named = is_one_oneof(output);
         anyhow::ensure!(
             !named || output.get_field_by_json_name(ERROR).is_none(),
             "{name}: an event `{ERROR}` would look like the end of a stream that failed"
         );
-        Ok(Self { codec, named })
+        Ok(Self { codec, field: None, named })
     }
 
     /// Writes in this form; `path` is that of the request, for errors.
-    pub(super) fn with(self, format: Format, path: &str) -> Writer {
-        Writer { plan: self, format, path: path.to_owned() }
+    pub(super) fn with(&self, format: Format, path: &str) -> Writer {
+        Writer { plan: self.clone(), format, path: path.to_owned() }
     }
 }
 
@@ -120,7 +140,11 @@ impl Writer {
     /// A message.
     pub(super) fn message(&self, message: Bytes) -> Result<Bytes> {
         // Compact JSON has no line breaks, which both forms need.
-        let json = (self.plan.codec.to_json)(message).map_err(Error::internal)?;
+        let mut json = (self.plan.codec.to_json)(message).map_err(Error::internal)?;
+        if let Some((name, absent)) = &self.plan.field {
+            let members = members(&json)?;
+            json = members.get(name.as_str()).map_or(absent.as_ref(), |value| value.get()).into();
+        }
         if self.format == Format::Lines {
             return Ok([&json[..], b"\n"].concat().into());
         }
@@ -197,6 +221,14 @@ mod tests {
         // A field with presence is a oneof too, of another kind.
         assert!(!is_one_oneof(&message("tollgate.project.v1.ListApisRequest")));
         assert!(!is_one_oneof(&message("tollgate.gateway.v1.Heartbeat")));
-        assert!(Plan::of(&message("tollgate.gateway.v1.PlatformFrame"), "event").is_err());
+        assert!(Plan::of(&message("tollgate.gateway.v1.PlatformFrame"), "nothing").is_err());
+        let plan = Plan::of(&message("tollgate.gateway.v1.PlatformFrame"), "heartbeat").unwrap();
+        let writer = plan.with(Format::Lines, "/");
+        // Field 3 is the heartbeat.
+        assert_eq!(
+            &writer.message(vec![0x1a, 0].into()).unwrap()[..],
+            b"{\"revision\":\"0\",\"stateHash\":\"\"}\n"
+        );
+        assert_eq!(&writer.message(vec![].into()).unwrap()[..], b"null\n");
     }
 }

@@ -72,6 +72,15 @@ fn one(
     Ok(())
 }
 
+/// Undoes percent encoding of several segments: an encoded slash stays, because it is not one between them.
+pub(super) fn decode_segments(text: &str) -> Result<Cow<'_, str>, &'static str> {
+    let Some(at) = text.find("%2F").or_else(|| text.find("%2f")) else { return decode(text, false) };
+    // The first of either case.
+    let at = text.find("%2f").map_or(at, |other| other.min(at));
+    let (before, after) = (decode(&text[..at], false)?, decode_segments(&text[at + 3..])?);
+    Ok(Cow::Owned(format!("{before}{}{after}", &text[at..at + 3])))
+}
+
 /// Undoes percent encoding; in a query `+` is a space.
 pub(super) fn decode(text: &str, plus: bool) -> Result<Cow<'_, str>, &'static str> {
     if plus && text.contains('+') {
@@ -80,4 +89,20 @@ pub(super) fn decode(text: &str, plus: bool) -> Result<Cow<'_, str>, &'static st
         return Ok(Cow::Owned(decoded.into_owned()));
     }
     percent_decode_str(text).decode_utf8().map_err(|_| "is not UTF-8")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{decode, decode_segments};
+
+    #[test]
+    fn one_segment_decodes_fully_and_several_keep_encoded_slashes() {
+        assert_eq!(decode("a%2Fb%20c", false).unwrap(), "a/b c");
+        for (text, expected) in
+            [("a/b", "a/b"), ("a%2Fb/%20c%2f", "a%2Fb/ c%2f"), ("%2f%2F", "%2f%2F"), ("%C3%A9/x", "é/x")]
+        {
+            assert_eq!(decode_segments(text).unwrap(), expected);
+        }
+        assert!(decode_segments("a%2F%FF").is_err());
+    }
 }

@@ -22,6 +22,8 @@ pub(super) enum Plan {
     Whole(Codec),
     /// One field of the request as JSON.
     Field { codec: Codec, name: String, number: u32 },
+    /// The request is bytes and their content type.
+    RawWhole,
     /// One field of the request as bytes under their content type.
     Raw { number: u32 },
 }
@@ -35,6 +37,9 @@ impl Plan {
         };
         if body.is_empty() {
             return Ok(Self::None);
+        }
+        if body == "*" && input.full_name() == "google.api.HttpBody" {
+            return Ok(Self::RawWhole);
         }
         if body == "*" {
             return Ok(Self::Whole(codec()?));
@@ -53,7 +58,7 @@ impl Plan {
     pub(super) fn sets(&self, numbers: &[u32]) -> bool {
         match self {
             Self::None => false,
-            Self::Whole(_) => true,
+            Self::Whole(_) | Self::RawWhole => true,
             Self::Field { number, .. } | Self::Raw { number } => numbers.first() == Some(number),
         }
     }
@@ -67,13 +72,17 @@ impl Plan {
                 Err(Error::new(ErrorKind::InvalidArgument, "UNEXPECTED_BODY", message).into())
             }
             Self::Raw { number } => {
-                raw(*number, body, headers, out);
+                raw(Some(*number), body, headers, out);
+                Ok(())
+            }
+            Self::RawWhole => {
+                raw(None, body, headers, out);
                 Ok(())
             }
             Self::Whole(_) | Self::Field { .. } if body.is_empty() => Ok(()),
             Self::Whole(codec) => {
                 check_content_type(headers)?;
-                let bytes = (codec.from_json)(body).map_err(|error| explain(body, error, ""))?;
+                let bytes = (codec.from_json)(body).map_err(|error| explain(body, error))?;
                 out.extend_from_slice(&bytes);
                 Ok(())
             }
@@ -82,7 +91,7 @@ impl Plan {
                 // By itself first: what is pasted into an object below must be one value and nothing more.
                 is_json(body)?;
                 let wrapped = [b"{\"", name.as_bytes(), b"\":", body, b"}"].concat();
-                let bytes = (codec.from_json)(&wrapped).map_err(|error| explain(body, error, name))?;
+                let bytes = (codec.from_json)(&wrapped).map_err(|error| explain_in(body, error, name))?;
                 out.extend_from_slice(&bytes);
                 Ok(())
             }
@@ -90,7 +99,8 @@ impl Plan {
     }
 }
 
-fn raw(number: u32, body: &Bytes, headers: &HeaderMap, out: &mut Vec<u8>) {
+/// Appends an `HttpBody`, in a field of this number or as it is.
+fn raw(number: Option<u32>, body: &Bytes, headers: &HeaderMap, out: &mut Vec<u8>) {
     let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let head = HttpBody {
         content_type: content_type.unwrap_or("application/octet-stream").to_owned(),
@@ -101,8 +111,10 @@ fn raw(number: u32, body: &Bytes, headers: &HeaderMap, out: &mut Vec<u8>) {
     prost::encoding::encode_key(2, prost::encoding::WireType::LengthDelimited, &mut data);
     prost::encoding::encode_varint(body.len() as u64, &mut data);
     let head = head.encode_to_vec();
-    prost::encoding::encode_key(number, prost::encoding::WireType::LengthDelimited, out);
-    prost::encoding::encode_varint((head.len() + data.len() + body.len()) as u64, out);
+    if let Some(number) = number {
+        prost::encoding::encode_key(number, prost::encoding::WireType::LengthDelimited, out);
+        prost::encoding::encode_varint((head.len() + data.len() + body.len()) as u64, out);
+    }
     out.reserve(head.len() + data.len() + body.len());
     out.extend_from_slice(&head);
     out.extend_from_slice(&data);
@@ -130,8 +142,13 @@ fn is_json(body: &[u8]) -> Result<(), Error> {
     })
 }
 
-/// A 400 that names the field; `wrapper` is the field that the body stands for.
-fn explain(body: &[u8], error: JsonError, wrapper: &str) -> Error {
+/// A 400 that names the field of a message.
+pub(crate) fn explain(body: &[u8], error: JsonError) -> Error {
+    explain_in(body, error, "")
+}
+
+/// As [`explain`]; `wrapper` is the field that the body stands for.
+fn explain_in(body: &[u8], error: JsonError, wrapper: &str) -> Error {
     if let Err(error) = is_json(body) {
         return error;
     }

@@ -7,7 +7,7 @@ use http::{HeaderMap, HeaderValue, StatusCode, header};
 use http_body_util::{BodyExt as _, Full};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use prost::Message as _;
-use prost_reflect::{Kind, MessageDescriptor};
+use prost_reflect::{DynamicMessage, FieldDescriptor, Kind, MessageDescriptor, Value};
 use proto::{Access, MethodPolicy, codec::Codec, google::api::HttpBody};
 use serde_json::value::RawValue;
 use service_kit::{Error, error::Result};
@@ -30,8 +30,10 @@ pub(super) enum Plan {
     Raw,
     /// JSON.
     Whole(Codec),
+    /// The bytes that a field of it carries.
+    RawField(FieldDescriptor),
     /// One field of it as JSON; `absent` when the message does not hold it.
-    Field { codec: Codec, name: String, absent: &'static str },
+    Field { codec: Codec, name: String, absent: Cow<'static, str> },
 }
 
 impl Plan {
@@ -43,27 +45,33 @@ impl Plan {
             _ => {}
         }
         let name = output.full_name();
+        let field = || {
+            let missing = || anyhow::anyhow!("{name} has no field {response_body} for the body");
+            output.get_field_by_name(response_body).ok_or_else(missing)
+        };
+        if !response_body.is_empty()
+            && let Kind::Message(message) = field()?.kind()
+            && message.full_name() == "google.api.HttpBody"
+            && !field()?.is_list()
+        {
+            return Ok(Self::RawField(field()?));
+        }
         let codec = Codec::find(name).ok_or_else(|| anyhow::anyhow!("{name} has no JSON codec"))?;
         if response_body.is_empty() {
             return Ok(Self::Whole(codec));
         }
-        let field = output
-            .get_field_by_name(response_body)
-            .ok_or_else(|| anyhow::anyhow!("{name} has no field {response_body} for the body"))?;
-        let absent = match field.kind() {
-            _ if field.is_list() => "[]",
-            _ if field.is_map() => "{}",
-            Kind::String | Kind::Bytes => "\"\"",
-            Kind::Bool => "false",
-            Kind::Message(_) | Kind::Enum(_) => "null",
-            _ => "0",
-        };
-        Ok(Self::Field { codec, name: field.json_name().to_owned(), absent })
+        let field = field()?;
+        Ok(Self::Field { codec, name: field.json_name().to_owned(), absent: absent(&field) })
+    }
+
+    /// Whether the answer is JSON, whatever the client would like.
+    pub(super) fn is_json(&self) -> bool {
+        matches!(self, Self::Whole(_) | Self::Field { .. })
     }
 
     /// Whether the service chooses the form of what it answers.
     pub(super) fn has_forms(&self) -> bool {
-        matches!(self, Self::Raw)
+        matches!(self, Self::Raw | Self::RawField(_))
     }
 
     /// The reply that carries a message, with the status that the policy wants.
@@ -77,15 +85,14 @@ impl Plan {
                 return Ok(response);
             }
             Self::Raw => {
-                let body = HttpBody::decode(message).map_err(Error::internal)?;
-                let content_type = HeaderValue::try_from(body.content_type).map_err(Error::internal)?;
-                return Ok(reply(StatusCode::OK, body.data.into(), content_type));
+                return raw(HttpBody::decode(message).map_err(Error::internal)?);
             }
+            Self::RawField(field) => return raw(carried(field, message)?),
             Self::Whole(codec) => (json(codec)?, JSON),
             Self::Field { codec, name, absent } => {
                 let whole = json(codec)?;
                 let members = members(&whole)?;
-                let field = members.get(name.as_str()).map_or(*absent, |value| value.get());
+                let field = members.get(name.as_str()).map_or(absent.as_ref(), |value| value.get());
                 (field.as_bytes().to_vec(), JSON)
             }
         };
@@ -101,6 +108,41 @@ impl Plan {
         let mut response = reply(StatusCode::CREATED, text.into(), content_type);
         response.headers_mut().insert(header::LOCATION, location);
         Ok(response)
+    }
+}
+
+/// What a field is in JSON that a message does not hold: its default, or null where it can be absent.
+pub(super) fn absent(field: &FieldDescriptor) -> Cow<'static, str> {
+    let text = match field.kind() {
+        _ if field.is_list() => "[]",
+        _ if field.is_map() => "{}",
+        Kind::Message(_) => "null",
+        _ if field.supports_presence() => "null",
+        Kind::String | Kind::Bytes => "\"\"",
+        Kind::Bool => "false",
+        Kind::Int64 | Kind::Uint64 | Kind::Sint64 | Kind::Fixed64 | Kind::Sfixed64 => "\"0\"",
+        Kind::Enum(values) => return format!("\"{}\"", values.default_value().name()).into(),
+        _ => "0",
+    };
+    text.into()
+}
+
+/// The bytes, under the type that the service gives them.
+fn raw(body: HttpBody) -> Result<Response> {
+    let content_type = match body.content_type.as_str() {
+        "" => HeaderValue::from_static("application/octet-stream"),
+        text => HeaderValue::try_from(text).map_err(Error::internal)?,
+    };
+    Ok(reply(StatusCode::OK, body.data.into(), content_type))
+}
+
+/// The `HttpBody` in a field of a message.
+fn carried(field: &FieldDescriptor, message: Bytes) -> Result<HttpBody> {
+    let parent = field.parent_message().clone();
+    let message = DynamicMessage::decode(parent, message).map_err(Error::internal)?;
+    match message.get_field(field).as_ref() {
+        Value::Message(body) => HttpBody::decode(body.encode_to_vec().as_slice()).map_err(Error::internal),
+        _ => Ok(HttpBody::default()),
     }
 }
 
@@ -199,10 +241,11 @@ async fn message(mut body: Body, metadata: &mut HeaderMap) -> Result<Bytes> {
     unframe(gathered).ok_or_else(|| Error::internal(anyhow::anyhow!("an answer that is not one message")))
 }
 
-/// A stream that broke says so by many codes: to the caller the service is not there.
+/// A stream that broke says so by many codes: to the caller the service is not there, if nothing more is known.
 pub(super) fn transport(status: Status) -> Status {
     match status.code() {
         tonic::Code::DeadlineExceeded => status,
+        _ if !status.details().is_empty() => status,
         _ => Status::unavailable(status.message()),
     }
 }

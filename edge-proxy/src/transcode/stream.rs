@@ -54,7 +54,7 @@ pub(super) async fn reply(
     };
     let content_type = writer.format.content_type();
     let (out, pieces) = mpsc::channel(1);
-    let patience = Duration::from_secs(edge.config.limits.write_seconds.max(1));
+    let patience = Duration::from_secs(edge.live.load().bounds.write_seconds.max(1));
     let pump = Pump { messages, writer, out, patience, stop };
     edge.tasks.spawn_short(pump.run(first).in_current_span());
 

@@ -20,24 +20,24 @@ use tokio::{
 
 /// When bytes last moved, in milliseconds since the socket was opened.
 #[derive(Debug)]
-pub(super) struct Activity {
+pub(crate) struct Activity {
     opened: Instant,
     read: AtomicU64,
     written: AtomicU64,
 }
 
 impl Activity {
-    pub(super) fn new() -> Arc<Self> {
+    pub(crate) fn new() -> Arc<Self> {
         Arc::new(Self { opened: Instant::now(), read: AtomicU64::new(0), written: AtomicU64::new(0) })
     }
 
     /// When the peer last sent a byte; when the socket was opened if it never did.
-    pub(super) fn last_read(&self) -> Instant {
+    pub(crate) fn last_read(&self) -> Instant {
         self.opened + Duration::from_millis(self.read.load(Ordering::Relaxed))
     }
 
     /// When the peer last took a byte.
-    pub(super) fn last_written(&self) -> Instant {
+    pub(crate) fn last_written(&self) -> Instant {
         self.opened + Duration::from_millis(self.written.load(Ordering::Relaxed))
     }
 
@@ -49,9 +49,9 @@ impl Activity {
 
 /// A socket that keeps its activity.
 #[derive(Debug)]
-pub(super) struct Watched<I> {
-    pub(super) io: I,
-    pub(super) activity: Arc<Activity>,
+pub(crate) struct Watched<I> {
+    pub(crate) io: I,
+    pub(crate) activity: Arc<Activity>,
 }
 
 impl<I: AsyncRead + Unpin> AsyncRead for Watched<I> {

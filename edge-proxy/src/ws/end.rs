@@ -15,11 +15,11 @@ use tokio_tungstenite::{
 };
 
 /// How long the exchange of goodbyes may take.
-pub(super) const GOODBYE: Duration = Duration::from_secs(2);
+pub(crate) const GOODBYE: Duration = Duration::from_secs(2);
 
 /// Why a socket ends.
 #[derive(Debug)]
-pub(super) enum End {
+pub(crate) enum End {
     /// The peer said goodbye.
     PeerLeft,
     /// The connection broke.
@@ -37,10 +37,10 @@ pub(super) enum End {
 impl fmt::Display for End {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::PeerLeft => f.write_str("the gateway closed"),
+            Self::PeerLeft => f.write_str("the peer closed"),
             Self::Lost(error) => write!(f, "connection lost: {error}"),
             Self::Silent => f.write_str("no sign of life"),
-            Self::Stuck => f.write_str("the gateway takes nothing"),
+            Self::Stuck => f.write_str("the peer takes nothing"),
             Self::Farewell(code, reason) | Self::Unreadable(code, reason) => {
                 write!(f, "closed with {} {reason}", u16::from(*code))
             }
@@ -71,7 +71,7 @@ pub(super) fn farewell_of(close: Close) -> End {
 }
 
 /// What the peer broke.
-pub(super) fn end_of(error: Error) -> End {
+pub(crate) fn end_of(error: Error) -> End {
     match error {
         Error::Capacity(_) => End::Unreadable(CloseCode::Size, "the message is too large".to_owned()),
         Error::Utf8(_) => End::Unreadable(CloseCode::Invalid, "the text is not UTF-8".to_owned()),
@@ -82,7 +82,7 @@ pub(super) fn end_of(error: Error) -> End {
 }
 
 /// The closing handshake, as far as the peer takes part in it.
-pub(super) async fn say_goodbye<I: AsyncRead + AsyncWrite + Unpin>(
+pub(crate) async fn say_goodbye<I: AsyncRead + AsyncWrite + Unpin>(
     socket: &mut WebSocketStream<I>,
     end: &End,
 ) -> Result<(), Error> {

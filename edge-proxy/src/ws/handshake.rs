@@ -8,7 +8,7 @@ use super::refusal::Refusal;
 use crate::{Body, layers::Response};
 
 /// Checks an upgrade; returns the value of `Sec-WebSocket-Accept`.
-pub(super) fn check<B>(request: &Request<B>) -> Result<HeaderValue, Refusal> {
+pub(crate) fn check<B>(request: &Request<B>) -> Result<HeaderValue, Refusal> {
     let headers = request.headers();
     if request.version() != Version::HTTP_11
         || request.method() != Method::GET
@@ -32,8 +32,8 @@ pub(super) fn check<B>(request: &Request<B>) -> Result<HeaderValue, Refusal> {
     }
 }
 
-/// The answer that ends HTTP on the connection. No subprotocol and no extension is ever agreed on.
-pub(super) fn switching_protocols(accept: HeaderValue) -> Response {
+/// The answer that ends HTTP on the connection. No extension is ever agreed on.
+pub(crate) fn switching_protocols(accept: HeaderValue) -> Response {
     let mut response = Response::new(Body::empty());
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     let headers = response.headers_mut();
@@ -44,7 +44,7 @@ pub(super) fn switching_protocols(accept: HeaderValue) -> Response {
 }
 
 /// Whether a comma-separated header holds a token, in any case.
-fn has_token(headers: &HeaderMap, name: HeaderName, token: &str) -> bool {
+pub(crate) fn has_token(headers: &HeaderMap, name: HeaderName, token: &str) -> bool {
     headers.get_all(name).iter().any(|value| {
         let tokens = value.to_str().unwrap_or_default().split(',');
         tokens.map(str::trim).any(|found| found.eq_ignore_ascii_case(token))

@@ -8,7 +8,7 @@ use proto::{
     buffers::SmallBuffers,
     gateway::{Connected, GatewayFrame, Hello, PlatformFrame, gateway_frame, platform_frame},
 };
-use service_kit::{ClientInfo, Error, Kind, client::Upstream, client_info::TRANSPORT};
+use service_kit::{ClientInfo, Error, Kind, client_info::TRANSPORT};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{
@@ -17,6 +17,7 @@ use tonic::{
 };
 
 use super::refusal::Refusal;
+use crate::upstream::Upstream;
 
 /// The method behind a socket.
 pub(super) const CONNECT: PathAndQuery =

@@ -7,7 +7,7 @@ use http::{HeaderValue, StatusCode, header};
 use http_body_util::Full;
 use serde::Serialize;
 
-use crate::{Body, layers::Response};
+use crate::{Body, layers::Response, rate::Denied};
 
 /// When to try again if nobody knows better, in seconds.
 const RETRY_SECONDS: u64 = 5;
@@ -22,7 +22,7 @@ struct Text<'a> {
 
 /// Why a connection attempt fails.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Refusal {
+pub(crate) enum Refusal {
     /// An upgrade that breaks RFC 6455: 400.
     BadHandshake(&'static str),
     /// Not an upgrade to WebSocket at all, or to another version of it: 426.
@@ -35,7 +35,30 @@ pub(super) enum Refusal {
     Unavailable(Option<Duration>),
 }
 
+impl From<Denied> for Refusal {
+    fn from(denied: Denied) -> Self {
+        match denied {
+            Denied::Exceeded(exceeded) => Self::TooManyRequests(Some(exceeded.after)),
+            Denied::Away => Self::Unavailable(None),
+        }
+    }
+}
+
 impl Refusal {
+    /// The same for sockets that are no gateway's: `rescue` writes it.
+    pub(crate) fn plainly(self) -> crate::rescue::Refusal {
+        use crate::rescue::Refusal;
+        match self {
+            Self::BadHandshake(message) => Refusal::http(StatusCode::BAD_REQUEST, "BAD_HANDSHAKE", message),
+            _ => Refusal::http(
+                StatusCode::UPGRADE_REQUIRED,
+                "UPGRADE_REQUIRED",
+                "a socket is WebSocket version 13 over HTTP/1.1",
+            )
+            .with_header(header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13")),
+        }
+    }
+
     pub(super) fn response(self) -> Response {
         let (status, code, message) = match &self {
             Self::BadHandshake(message) => (StatusCode::BAD_REQUEST, "BAD_REQUEST", *message),

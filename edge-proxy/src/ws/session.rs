@@ -140,7 +140,7 @@ impl<S: Stream<Item = Result<PlatformFrame, Status>> + Unpin> Session<S> {
         mut farewell: impl Future<Output = ()> + Unpin,
     ) -> End {
         let (sink, mut source) = socket.split();
-        let mut writer = Writer { sink, busy_since: None };
+        let mut writer = Writer::new(sink);
         let mut ping_at = Instant::now() + self.timing.ping;
         let mut wake = pin!(sleep_until(ping_at));
         match wire::connection_ack(&self.link.connected) {
@@ -304,21 +304,30 @@ impl<S: Stream<Item = Result<PlatformFrame, Status>> + Unpin> Session<S> {
 }
 
 /// The one writer of a socket: one message at a time.
-struct Writer<S> {
+pub(crate) struct Writer<S> {
     sink: S,
     /// Since when a message is on its way out.
     busy_since: Option<Instant>,
 }
 
 impl<S: Sink<Message, Error = Error> + Unpin> Writer<S> {
+    pub(crate) fn new(sink: S) -> Self {
+        Self { sink, busy_since: None }
+    }
+
+    /// Since when a message is on its way out.
+    pub(crate) fn busy_since(&self) -> Option<Instant> {
+        self.busy_since
+    }
+
     /// Begins to write a message. There must be none on its way.
-    async fn begin(&mut self, message: Message) -> Result<(), Error> {
+    pub(crate) async fn begin(&mut self, message: Message) -> Result<(), Error> {
         self.busy_since = Some(Instant::now());
         self.sink.feed(message).await
     }
 
     /// Goes on until the message is out, and says how long that took. May be dropped and called again.
-    async fn finish(&mut self) -> Result<Duration, Error> {
+    pub(crate) async fn finish(&mut self) -> Result<Duration, Error> {
         self.sink.flush().await?;
         Ok(self.busy_since.take().map(|since| since.elapsed()).unwrap_or_default())
     }

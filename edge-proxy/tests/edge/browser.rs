@@ -94,7 +94,10 @@ async fn origins_are_exact_or_refused_at_the_start() {
             .set("cors.allowed_origins", &format!("[\"{bad}\"]"));
         service_kit::tls::install_provider();
         let listeners = service_kit::server::Listeners::bind("127.0.0.1:0", "127.0.0.1:0").await.unwrap();
-        let error = edge_proxy::start(layers.extract().unwrap(), listeners).await.unwrap_err();
+        let error =
+            edge_proxy::start(service_kit::config::Source::new(move || Ok(layers.clone())), listeners)
+                .await
+                .unwrap_err();
         assert!(error.to_string().contains("cors.allowed_origins"), "{bad}: {error:#}");
     }
 }

@@ -72,16 +72,35 @@ pub(crate) fn frame(message: &[u8]) -> Bytes {
 
 /// The edge's TLS, with this protocol asked for.
 pub(crate) async fn tls(world: &World, alpn: &[&str]) -> TlsStream<TcpStream> {
+    tls_after(world, alpn, b"").await.unwrap()
+}
+
+/// The same after these bytes.
+pub(crate) async fn tls_after(
+    world: &World,
+    alpn: &[&str],
+    before: &[u8],
+) -> std::io::Result<TlsStream<TcpStream>> {
+    let mut socket = TcpStream::connect(world.edge.addr).await?;
+    socket.write_all(before).await?;
+    tls_over(world, alpn, socket).await
+}
+
+/// The same over a connection that stands.
+pub(crate) async fn tls_over(
+    world: &World,
+    alpn: &[&str],
+    socket: TcpStream,
+) -> std::io::Result<TlsStream<TcpStream>> {
     let mut roots = RootCertStore::empty();
     for cert in CertificateDer::pem_reader_iter(BufReader::new(File::open(&world.ca_file).unwrap())) {
         roots.add(cert.unwrap()).unwrap();
     }
     let mut config = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
     config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
-    let socket = TcpStream::connect(world.edge.addr).await.unwrap();
     let name = ServerName::try_from("localhost").unwrap();
     // Boxed: the state of a handshake is large.
-    Box::pin(TlsConnector::from(Arc::new(config)).connect(name, socket)).await.unwrap()
+    Box::pin(TlsConnector::from(Arc::new(config)).connect(name, socket)).await
 }
 
 /// A request in the making.

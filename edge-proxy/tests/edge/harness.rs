@@ -11,7 +11,6 @@ use std::{
 };
 
 use bytes::Bytes;
-use edge_proxy::Config;
 use futures_util::StreamExt as _;
 use http::{HeaderMap, HeaderValue, header::SET_COOKIE};
 use http_body::Frame;
@@ -22,7 +21,7 @@ use serde_json::Value;
 use service_kit::{
     Clock,
     admin::Readiness,
-    config::Layers,
+    config::{Layers, Source},
     server::{GrpcServer, Listeners, Running},
     shutdown::Tasks,
     testing::Signer,
@@ -30,6 +29,7 @@ use service_kit::{
     token::Verifier,
 };
 use tempfile::TempDir;
+use tokio::sync::Semaphore;
 use tonic::{Status, service::Routes};
 use tower::ServiceExt as _;
 
@@ -70,6 +70,8 @@ pub(crate) enum Reply {
     Abort(Vec<u8>),
     /// Sends back each frame of the request as it comes.
     Echo,
+    /// Another reply once there is a permit.
+    After(Arc<Semaphore>, Box<Reply>),
     /// Another reply with these cookies in its metadata.
     Cookies(Vec<&'static str>, Box<Reply>),
 }
@@ -103,6 +105,9 @@ pub(crate) struct World {
     services: Vec<(&'static str, Running)>,
     script: Script,
     folder: TempDir,
+    /// What settings are changed to while the edge runs.
+    over: Arc<Mutex<Vec<(String, String)>>>,
+    layers: Layers,
 }
 
 /// How a world is made.
@@ -115,6 +120,10 @@ pub(crate) struct Options {
     pub(crate) services: Vec<&'static str>,
     /// The edge's time.
     pub(crate) clock: Clock,
+    /// A folder with the CA of all; one of its own if there is none.
+    pub(crate) ca_folder: Option<PathBuf>,
+    /// Whether others may listen on its port.
+    pub(crate) reuse_port: bool,
 }
 
 impl Default for Options {
@@ -124,6 +133,8 @@ impl Default for Options {
             gateway: None,
             services: vec!["auth-service", "project-service", "gateway-service"],
             clock: Clock::system(),
+            ca_folder: None,
+            reuse_port: false,
         }
     }
 }
@@ -147,13 +158,14 @@ impl World {
     ) -> Self {
         service_kit::tls::install_provider();
         let folder = tempfile::tempdir().unwrap();
-        let ca = DevCa::load_or_create(folder.path()).unwrap();
+        let ca_folder = options.ca_folder.take().unwrap_or_else(|| folder.path().to_owned());
+        let ca = DevCa::load_or_create(&ca_folder).unwrap();
         let signer = Signer::new();
         let seen = Arc::new(Seen::default());
         let script: Script = Arc::new(script);
         let mut layers = Layers::new(edge_proxy::DEFAULTS, None, "NOTHING__")
             .unwrap()
-            .set("tls.dev_ca_dir", &quoted(folder.path().display()));
+            .set("tls.dev_ca_dir", &quoted(ca_folder.display()));
         let mut services = Vec::new();
         for (key, name) in
             [("auth", "auth-service"), ("project", "project-service"), ("gateway", "gateway-service")]
@@ -172,10 +184,63 @@ impl World {
         for (key, value) in &options.set {
             layers = layers.set(key, value);
         }
-        let config: Config = layers.extract().unwrap();
-        let listeners = Listeners::bind("127.0.0.1:0", "127.0.0.1:0").await.unwrap();
-        let edge = edge_proxy::start_at(config, listeners, options.clock).await.unwrap();
-        Self { edge, signer, seen, ca_file: ca.cert_file().to_owned(), services, script, folder }
+        let listeners = Listeners::bind_as("127.0.0.1:0", "127.0.0.1:0", options.reuse_port).await.unwrap();
+        let over = Arc::new(Mutex::new(Vec::<(String, String)>::new()));
+        let source = {
+            let (layers, over) = (layers.clone(), over.clone());
+            Source::new(move || {
+                let over = over.lock().unwrap();
+                Ok(over.iter().fold(layers.clone(), |layers, (key, value)| layers.set(key, value)))
+            })
+        };
+        let edge = edge_proxy::start_at(source, listeners, options.clock).await.unwrap();
+        Self {
+            edge,
+            signer,
+            seen,
+            ca_file: ca.cert_file().to_owned(),
+            services,
+            script,
+            folder,
+            over,
+            layers,
+        }
+    }
+
+    /// What an edge says that is not to start with these settings.
+    pub(crate) async fn try_with(options: Options) -> anyhow::Result<()> {
+        service_kit::tls::install_provider();
+        let folder = tempfile::tempdir()?;
+        let layers = Layers::new(edge_proxy::DEFAULTS, None, "NOTHING__")?
+            .set("tls.dev_ca_dir", &quoted(folder.path().display()));
+        let layers = options.set.iter().fold(layers, |layers, (key, value)| layers.set(key, value));
+        let listeners = Listeners::bind("127.0.0.1:0", "127.0.0.1:0").await?;
+        let source = Source::new(move || Ok(layers.clone()));
+        edge_proxy::start_at(source, listeners, options.clock).await.map(drop)
+    }
+
+    /// Changes settings of the running edge; the next reload finds them.
+    pub(crate) fn change(&self, settings: &[(&str, &str)]) {
+        let settings = settings.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+        *self.over.lock().unwrap() = settings.collect();
+    }
+
+    /// Another edge in front of the same services, with the settings of this one, on its port.
+    pub(crate) async fn successor(&self) -> Running {
+        let (layers, address) = (self.layers.clone(), self.edge.addr.to_string());
+        let listeners = Listeners::bind_as(&address, "127.0.0.1:0", true).await.unwrap();
+        edge_proxy::start(Source::new(move || Ok(layers.clone())), listeners).await.unwrap()
+    }
+
+    /// What the admin port answers.
+    pub(crate) async fn admin(&self, method: &str, path: &str) -> String {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let mut socket = tokio::net::TcpStream::connect(self.edge.admin_addr).await.unwrap();
+        let request = format!("{method} {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n");
+        socket.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer).await.unwrap();
+        answer
     }
 
     /// A good access token of the user `u`.
@@ -230,7 +295,12 @@ impl World {
 
     /// Ends auth-service; returns where it was.
     pub(crate) async fn stop_auth(&mut self) -> SocketAddr {
-        let at = self.services.iter().position(|(name, _)| *name == "auth-service").unwrap();
+        self.stop_service("auth-service").await
+    }
+
+    /// Ends a service; returns where it was.
+    pub(crate) async fn stop_service(&mut self, service: &str) -> SocketAddr {
+        let at = self.services.iter().position(|(name, _)| *name == service).unwrap();
         let (_, service) = self.services.remove(at);
         let address = service.addr;
         service.shutdown().await;
@@ -335,6 +405,12 @@ async fn answer(reply: Reply, rest: axum::body::Body, seen: &Arc<Seen>) -> http:
             let cookies = cookies.into_iter().map(|cookie| (SET_COOKIE, HeaderValue::from_static(cookie)));
             response.headers_mut().extend(cookies);
             return response;
+        }
+        Reply::After(gate, reply) => {
+            let mut watch = Watch(Some(seen.clone()));
+            gate.acquire().await.unwrap().forget();
+            watch.0 = None;
+            return Box::pin(answer(*reply, rest, seen)).await;
         }
         Reply::Fail(status) => return status.into_http(),
         Reply::Hang => {

@@ -250,7 +250,8 @@ async fn large_json_is_compressed_for_those_who_take_it() {
         let answer = world.get("/api/v1/apis/a1").user().header("accept-encoding", accepted).send("").await;
         assert_eq!(answer.header("content-encoding"), encoding, "{accepted}");
         assert_eq!(answer.body.len() < 2_000, !encoding.is_empty(), "{accepted}: {}", answer.body.len());
-        assert!(answer.header("vary").contains("accept-encoding"), "{answer:?}");
+        let mut vary = answer.headers.get_all("vary").iter();
+        assert!(vary.any(|value| value == "accept-encoding"), "{answer:?}");
     }
     let request = GetApiRequest { api_id: "a1".into() }.encode_to_vec();
     let headers = [("authorization", &*world.bearer()), ("accept-encoding", "gzip")];

@@ -53,6 +53,8 @@ async fn an_ended_session_is_dead_within_five_seconds() {
 async fn a_lost_feed_closes_the_door_and_opens_it_again() {
     let clock = Clock::fixed(Clock::system().now_ms());
     let options = Options { clock: clock.clone(), ..Options::default() };
+    // Each call is to reach its service.
+    let options = options.set("cache.enabled", false);
     let mut world = World::with(options, |_| ok(&Api::default())).await;
     let (bearer, ended) =
         (world.bearer(), format!("Bearer {}", world.token_with(|claims| claims["sid"] = "ended".into())));

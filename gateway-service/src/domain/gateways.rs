@@ -105,6 +105,7 @@ impl Gateways {
             let message = "name is taken by another gateway of the organization";
             return Err(Error::new(Kind::AlreadyExists, "NAME_TAKEN", message).naming("name", "is taken"));
         }
+        self.reports.now();
         tracing::info!(gateway = gateway.id, organization = gateway.organization_id, "gateway registered");
         Ok(gateway)
     }
@@ -154,7 +155,9 @@ impl Gateways {
         check_details(checks.id("gatewayId", id), &details);
         checks.done()?;
         self.permitted(caller, id, "gateways:write").await?;
-        self.store.update(id, &details, self.clock.now_ms()).await?.ok_or_else(|| Error::not_found("gateway"))
+        let updated = self.store.update(id, &details, self.clock.now_ms()).await?;
+        self.reports.now();
+        updated.ok_or_else(|| Error::not_found("gateway"))
     }
 
     /// Deletes a gateway with its tokens and its log, and closes its connections.

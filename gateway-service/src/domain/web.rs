@@ -2,26 +2,11 @@
 //! outbox, so only for what was committed; while the bus is away they are dropped, for whoever shows
 //! something asks again by itself.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU32, Ordering},
-};
-
-use async_trait::async_trait;
-use bytes::Bytes;
-use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use service_kit::{
-    Result,
-    bus::{Bus, Message},
-    outbox::{Entry, Sink},
-};
+use service_kit::bus::announcement;
 
 /// The outbox topic.
 pub(crate) const TOPIC: &str = "web";
-
-/// How often a batch of events is tried before it is dropped.
-const TRIES: u32 = 3;
 
 /// A connection that began or ended.
 #[derive(Debug, Clone, Copy)]
@@ -47,13 +32,6 @@ pub(crate) struct Deployment {
     pub(crate) state: &'static str,
     /// Why it failed; empty when it did not.
     pub(crate) reason: String,
-}
-
-/// An event as the outbox holds it.
-#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Stored {
-    subject: String,
-    payload: Value,
 }
 
 /// The id and the outbox entry of `org.<organizationId>.gateway.connected`.
@@ -96,61 +74,24 @@ fn link_event(what: &str, link: Link<'_>) -> (String, Vec<u8>) {
 }
 
 fn stored(id: String, subject: String, payload: Value) -> (String, Vec<u8>) {
-    // `Value` is JSON already: nothing in it can fail to be written.
-    (id, serde_json::to_vec(&Stored { subject, payload }).unwrap_or_default())
+    (id, announcement(subject, payload))
 }
 
-/// Puts events on the bus, and drops those that the bus does not take.
-#[derive(Debug)]
-pub(crate) struct WebSink {
-    bus: Arc<dyn Bus>,
-    failures: AtomicU32,
-}
-
-impl WebSink {
-    /// A sink to this bus.
-    pub(crate) fn new(bus: Arc<dyn Bus>) -> Self {
-        Self { bus, failures: AtomicU32::new(0) }
-    }
-}
-
-#[async_trait]
-impl Sink for WebSink {
-    async fn deliver(&self, entries: &[Entry]) -> Result<()> {
-        let messages = entries.iter().filter_map(message).collect();
-        let Err(error) = self.bus.publish_all(messages).await else {
-            self.failures.store(0, Ordering::SeqCst);
-            return Ok(());
-        };
-        if self.failures.fetch_add(1, Ordering::SeqCst) + 1 < TRIES {
-            return Err(service_kit::Error::unavailable("the bus is away", error));
-        }
-        // From now on nothing is tried twice, until the bus is back.
-        let count = u64::try_from(entries.len()).unwrap_or(0);
-        metrics::counter!("tollgate_web_events_dropped_total").increment(count);
-        tracing::warn!(events = count, %error, "events for the web dropped: the bus is away");
-        Ok(())
-    }
-}
-
-fn message(entry: &Entry) -> Option<Message> {
-    let Stored { subject, payload } = serde_json::from_slice(&entry.payload).ok()?;
-    Some(Message { subject, payload: Bytes::from(payload.to_string()) })
+/// The id and the outbox entry of `changed.gateways.<organizationId>`: the registry of an organization is another
+/// than it was.
+pub(crate) fn registry(organization_id: &str) -> (String, Vec<u8>) {
+    let subject = format!("changed.gateways.{organization_id}");
+    stored(subject.clone(), subject, json!({}))
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use serde_json::{Value, json};
 
-    use service_kit::{
-        bus::{MemoryBus, Message, Received, RedisBus},
-        outbox::{Entry, Sink as _},
-        shutdown::Tasks,
-    };
+    use super::{Deployment, deployment_state};
 
-    use super::{Deployment, TRIES, WebSink, deployment_state};
-
-    fn entry() -> Entry {
+    #[test]
+    fn an_event_is_about_its_organization() {
         let one = Deployment {
             gateway_id: "g".into(),
             artifact_id: "a".into(),
@@ -159,32 +100,12 @@ mod tests {
             state: "failed",
             reason: "BAD".into(),
         };
-        let (id, payload) = deployment_state("o", &one, 5);
-        Entry { position: 1, id, payload }
-    }
-
-    #[tokio::test]
-    async fn an_event_reaches_the_bus_under_its_organization() {
-        let bus = MemoryBus::shared();
-        let mut heard = bus.subscribe("org.o.").await.unwrap();
-        WebSink::new(bus).deliver(&[entry()]).await.unwrap();
-        let Received::Message(Message { subject, payload }) = heard.next().await else {
-            panic!("no message")
-        };
-        assert_eq!(subject, "org.o.deployment.state");
-        let payload: serde_json::Value = serde_json::from_slice(&payload).unwrap();
-        assert_eq!((&payload["id"], &payload["reason"]), (&"g:7:failed".into(), &"BAD".into()));
-    }
-
-    #[tokio::test]
-    async fn while_the_bus_is_away_events_are_dropped_after_a_few_tries() {
-        let bus = RedisBus::start("redis+unix:///nowhere/redis.sock", &Tasks::new()).unwrap();
-        let sink = WebSink::new(Arc::new(bus));
-        for _ in 1..TRIES {
-            sink.deliver(&[entry()]).await.unwrap_err();
-        }
-        for _ in 0..5 {
-            sink.deliver(&[entry()]).await.unwrap();
-        }
+        let (id, entry) = deployment_state("o", &one, 5);
+        let entry: Value = serde_json::from_slice(&entry).unwrap();
+        assert_eq!((&*id, &entry["subject"]), ("g:7:failed", &json!("org.o.deployment.state")));
+        assert_eq!(
+            (&entry["payload"]["id"], &entry["payload"]["reason"]),
+            (&json!("g:7:failed"), &json!("BAD"))
+        );
     }
 }

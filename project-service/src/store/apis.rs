@@ -13,6 +13,7 @@ use trait_gen::trait_gen;
 
 use super::{
     SqlStore,
+    changes::{Changed, Tell as _},
     deployments::{MakeDeleted, Parts as _},
     is_foreign_key_violation,
     revisions::Freeze as _,
@@ -167,7 +168,9 @@ impl ApiStore for SqlStore<Pool> {
                 .execute(&mut *tx)
                 .await?;
         }
+        tx.tell(&[Changed::Project(&api.project_id)]).await?;
         tx.commit().await?;
+        self.changes.now();
         Ok(WriteOutcome::Written)
     }
 
@@ -266,7 +269,9 @@ impl ApiStore for SqlStore<Pool> {
         if let Some(sealed) = merged {
             sqlx::query(INSERT_KEYS).bind(&api.id).bind(sealed).execute(&mut *tx).await?;
         }
+        tx.tell(&[Changed::Project(&api.project_id), Changed::Api(&api.id)]).await?;
         tx.commit().await?;
+        self.changes.now();
         Ok(WriteOutcome::Written)
     }
 
@@ -280,8 +285,13 @@ impl ApiStore for SqlStore<Pool> {
             return Ok(DeleteOutcome::Deployed);
         }
         tx.announce_deletion(id, event).await?;
-        sqlx::query("DELETE FROM apis WHERE id = $1").bind(id).execute(&mut *tx).await?;
+        let project: String = sqlx::query_scalar("DELETE FROM apis WHERE id = $1 RETURNING project_id")
+            .bind(id)
+            .fetch_one(&mut *tx)
+            .await?;
+        tx.tell(&[Changed::Project(&project), Changed::Api(id)]).await?;
         tx.commit().await?;
+        self.changes.now();
         Ok(DeleteOutcome::Deleted)
     }
 

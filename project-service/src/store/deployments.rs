@@ -19,7 +19,12 @@ use trait_gen::trait_gen;
 pub(super) use self::parts::Parts;
 use self::parts::{LockApis as _, ROWS};
 
-use super::{SqlStore, apis::read_document, revisions::Freeze as _};
+use super::{
+    SqlStore,
+    apis::read_document,
+    changes::{Changed, Tell as _},
+    revisions::Freeze as _,
+};
 use crate::domain::{
     artifact::Kept,
     deployments::{
@@ -197,7 +202,11 @@ impl DeploymentStore for SqlStore<Pool> {
         tx.insert(order.rows.iter().map(|(row, _)| row).collect()).await?;
         let events = order.rows.iter().map(|(_, event)| (event.id.clone(), event.payload.clone()));
         tx.append_all(TOPIC, events.collect()).await?;
+        if order.revision.is_some() {
+            tx.tell(&[Changed::Api(&order.api_id)]).await?;
+        }
         tx.commit().await?;
+        self.changes.now();
         Ok(true)
     }
 

@@ -14,6 +14,7 @@ use trait_gen::trait_gen;
 use super::{
     SqlStore,
     apis::{InsertApi as _, write_document},
+    changes::{Changed, Tell as _},
     deployments::Row as DeploymentRow,
     revisions::Freeze as _,
 };
@@ -143,7 +144,11 @@ impl ImportStore for SqlStore<Pool> {
                 None => Outcome::Taken,
             });
         }
+        // Which of them were there already does not matter: a hint too many costs a read.
+        let changes: Vec<Changed<'_>> = projects.iter().map(|id| Changed::Project(id)).collect();
+        tx.tell(&changes).await?;
         tx.commit().await?;
+        self.changes.now();
         Ok(outcomes)
     }
 }

@@ -8,7 +8,11 @@ use service_kit::{
 };
 use trait_gen::trait_gen;
 
-use super::{SqlStore, is_foreign_key_violation, role_names};
+use super::{
+    SqlStore,
+    changes::{Changed, Tell as _},
+    is_foreign_key_violation, role_names,
+};
 use crate::domain::{
     Listed,
     access::Role,
@@ -121,7 +125,9 @@ impl OrganizationStore for SqlStore<Pool> {
             .bind(new.now)
             .execute(&mut *tx)
             .await?;
+        tx.tell(&[Changed::User(&new.owner_id)]).await?;
         tx.commit().await?;
+        self.changes.now();
         Ok(CreateOutcome::Created)
     }
 
@@ -165,7 +171,10 @@ impl OrganizationStore for SqlStore<Pool> {
             .bind(now)
             .execute(&mut *tx)
             .await?;
-        Ok(tx.commit().await?)
+        tx.tell(&[Changed::Organization(id)]).await?;
+        tx.commit().await?;
+        self.changes.now();
+        Ok(())
     }
 
     async fn role(&self, organization_id: &str, user_id: &str) -> Result<Option<Role>> {
@@ -208,7 +217,10 @@ impl OrganizationStore for SqlStore<Pool> {
         .bind(now)
         .execute(&mut *tx)
         .await?;
-        Ok(tx.commit().await?)
+        tx.tell(&[Changed::User(user_id)]).await?;
+        tx.commit().await?;
+        self.changes.now();
+        Ok(())
     }
 
     async fn put_service_account(
@@ -237,7 +249,9 @@ impl OrganizationStore for SqlStore<Pool> {
             Err(error) if is_foreign_key_violation(&error) => return Ok(PutOutcome::NoOrganization),
             Err(error) => return Err(error.into()),
         }
+        tx.tell(&[Changed::User(id)]).await?;
         tx.commit().await?;
+        self.changes.now();
         Ok(PutOutcome::Done)
     }
 
@@ -249,6 +263,9 @@ impl OrganizationStore for SqlStore<Pool> {
             .bind(Role::Owner.as_str())
             .execute(&mut *tx)
             .await?;
-        Ok(tx.commit().await?)
+        tx.tell(&[Changed::User(id)]).await?;
+        tx.commit().await?;
+        self.changes.now();
+        Ok(())
     }
 }

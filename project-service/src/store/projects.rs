@@ -8,7 +8,11 @@ use service_kit::{
 };
 use trait_gen::trait_gen;
 
-use super::{SqlStore, is_foreign_key_violation, role_names};
+use super::{
+    SqlStore,
+    changes::{Changed, Tell as _},
+    is_foreign_key_violation, role_names,
+};
 use crate::domain::{
     Listed,
     access::Role,
@@ -83,7 +87,9 @@ impl ProjectStore for SqlStore<Pool> {
             .await;
         match inserted {
             Ok(_) => {
+                tx.tell(&[Changed::Organization(&new.organization_id)]).await?;
                 tx.commit().await?;
+                self.changes.now();
                 Ok(true)
             }
             Err(error) if is_unique_violation(&error) => Ok(false),
@@ -145,17 +151,23 @@ impl ProjectStore for SqlStore<Pool> {
 
     async fn update_project(&self, id: &str, name: &str, description: &str, now: i64) -> Result<bool> {
         let mut tx = self.pool.begin().await?;
-        let updated =
-            sqlx::query("UPDATE projects SET name = $2, description = $3, updated_at = $4 WHERE id = $1")
-                .bind(id)
-                .bind(name)
-                .bind(description)
-                .bind(now)
-                .execute(&mut *tx)
-                .await;
+        let updated: sqlx::Result<Option<String>> = sqlx::query_scalar(
+            "UPDATE projects SET name = $2, description = $3, updated_at = $4 WHERE id = $1
+             RETURNING organization_id",
+        )
+        .bind(id)
+        .bind(name)
+        .bind(description)
+        .bind(now)
+        .fetch_optional(&mut *tx)
+        .await;
         match updated {
-            Ok(_) => {
+            Ok(organization) => {
+                if let Some(organization) = &organization {
+                    tx.tell(&[Changed::Organization(organization), Changed::Project(id)]).await?;
+                }
                 tx.commit().await?;
+                self.changes.now();
                 Ok(true)
             }
             Err(error) if is_unique_violation(&error) => Ok(false),
@@ -193,7 +205,9 @@ impl ProjectStore for SqlStore<Pool> {
             Err(error) if is_foreign_key_violation(&error) => return Ok(DeleteOutcome::NotEmpty),
             Err(error) => return Err(error.into()),
         }
+        tx.tell(&[Changed::Organization(organization_id), Changed::Project(id)]).await?;
         tx.commit().await?;
+        self.changes.now();
         Ok(DeleteOutcome::Deleted)
     }
 }

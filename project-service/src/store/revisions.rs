@@ -10,7 +10,11 @@ use service_kit::{
 use sqlx::{PgConnection, SqliteConnection};
 use trait_gen::trait_gen;
 
-use super::{SqlStore, apis::read_document};
+use super::{
+    SqlStore,
+    apis::read_document,
+    changes::{Changed, Tell as _},
+};
 use crate::domain::{
     Listed,
     revisions::{NewRevision, Revision},
@@ -109,7 +113,9 @@ impl RevisionStore for SqlStore<Pool> {
             return Ok(None);
         }
         let number = tx.freeze(new).await?;
+        tx.tell(&[Changed::Api(&new.api_id)]).await?;
         tx.commit().await?;
+        self.changes.now();
         let row = Row {
             id: new.id.clone(),
             api_id: new.api_id.clone(),

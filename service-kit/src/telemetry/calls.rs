@@ -138,7 +138,7 @@ impl<R: Body + Unpin> Body for Call<R> {
 impl Drop for Record {
     fn drop(&mut self) {
         let elapsed = self.started.elapsed();
-        let code = name(self.code);
+        let code = code_name(self.code);
         metrics::histogram!("rpc_server_call_duration_seconds",
             "service" => self.service,
             "rpc_system_name" => "grpc",
@@ -155,8 +155,8 @@ fn code_in(headers: &HeaderMap) -> Option<Code> {
     headers.get("grpc-status").map(|value| Code::from_bytes(value.as_bytes()))
 }
 
-/// As the specification of gRPC writes it.
-fn name(code: Code) -> &'static str {
+/// The name of a code, as the specification of gRPC writes it.
+pub fn code_name(code: Code) -> &'static str {
     match code {
         Code::Ok => "OK",
         Code::Cancelled => "CANCELLED",

@@ -4,10 +4,17 @@
 use std::fmt;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use futures_util::{StreamExt as _, stream::BoxStream};
 use proto::auth::{
     GetJwksRequest, Jwks, RevocationUpdate, ValidateTokenRequest, WatchRevocationsRequest,
     identity_service_client::IdentityServiceClient, key_service_client::KeyServiceClient,
+};
+
+use tonic::{
+    body::Body,
+    client::GrpcService,
+    codegen::{Body as HttpBody, StdError},
 };
 
 use super::{Claims, unreachable};
@@ -27,23 +34,36 @@ pub trait Authority: fmt::Debug + Send + Sync + 'static {
     async fn revocations(&self, after: u64) -> Result<Feed>;
 }
 
-/// auth-service, asked over gRPC.
+/// auth-service, asked over gRPC by any transport.
 #[derive(Debug, Clone)]
-pub struct RemoteAuthority {
-    keys: KeyServiceClient<Upstream>,
-    identity: IdentityServiceClient<Upstream>,
+pub struct RemoteAuthority<T = Upstream> {
+    keys: KeyServiceClient<T>,
+    identity: IdentityServiceClient<T>,
 }
 
-impl RemoteAuthority {
+impl<T> RemoteAuthority<T>
+where
+    T: GrpcService<Body> + Clone,
+    T::Error: Into<StdError>,
+    T::ResponseBody: HttpBody<Data = Bytes> + Send + 'static,
+    <T::ResponseBody as HttpBody>::Error: Into<StdError> + Send,
+{
     /// Asks the auth-service behind `upstream`.
-    pub fn new(upstream: Upstream) -> Self {
+    pub fn new(upstream: T) -> Self {
         Self { keys: KeyServiceClient::new(upstream.clone()), identity: IdentityServiceClient::new(upstream) }
     }
 }
 
 // Whatever the reason of a failure: without an answer nothing is proven, which is no proof of a bad token.
 #[async_trait]
-impl Authority for RemoteAuthority {
+impl<T> Authority for RemoteAuthority<T>
+where
+    T: GrpcService<Body> + fmt::Debug + Clone + Send + Sync + 'static,
+    T::Error: Into<StdError>,
+    T::Future: Send,
+    T::ResponseBody: HttpBody<Data = Bytes> + Send + 'static,
+    <T::ResponseBody as HttpBody>::Error: Into<StdError> + Send,
+{
     async fn jwks(&self) -> Result<Jwks> {
         let answer = self.keys.clone().get_jwks(GetJwksRequest {}).await;
         answer.map(tonic::Response::into_inner).map_err(unreachable)

@@ -17,6 +17,16 @@ async fn lose(folder: &std::path::Path, database: &str, sql: &'static str) -> u6
     lost
 }
 
+/// How many events wait in the logs of all gateways.
+async fn pending(folder: &std::path::Path) -> i64 {
+    let file = folder.join("data").join("gateway.db");
+    let pool = sqlx::SqlitePool::connect(&format!("sqlite:{}", file.display())).await.unwrap();
+    let sql = "SELECT count(*) FROM gateway_events WHERE state = 'pending'";
+    let count = sqlx::query_scalar(sql).fetch_one(&pool).await.unwrap();
+    pool.close().await;
+    count
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_gateway_gets_what_was_lost_from_its_log() {
     let TestSuite { suite, folder, client: anybody, _databases } = TestSuite::configured(HASTY).await;
@@ -40,6 +50,8 @@ async fn a_gateway_gets_what_was_lost_from_its_log() {
     // While the gateway is away: one API is to go, one gets a new deployment. Then both events are lost.
     account.undeploy(&removed, &gateway.id).await;
     let wanted = account.deploy(&lost, &gateway.id).await.unwrap();
+    // gateway-service ends first: what has not left project-service by then waits there.
+    wait_for("both are in the log", async || (pending(folder.path()).await == 2).then_some(())).await;
     suite.shutdown().await;
     let gone = "DELETE FROM gateway_events WHERE state = 'pending'";
     assert_eq!(lose(folder.path(), "gateway.db", gone).await, 2, "the log had both");

@@ -30,6 +30,11 @@ const EDGE: &[&str] = &[
     "limits.credential_per_minute=1000000",
     "limits.sign_up_per_hour=1000000",
     "limits.gateway_connects_per_minute=1000000",
+    "limits.address_per_minute=0",
+    "limits.user_per_minute=0",
+    "limits.token_per_minute=0",
+    "limits.heavy_per_minute=0",
+    "limits.connections_per_address=10000",
 ];
 
 /// One process of the platform.

@@ -22,6 +22,11 @@ pub(crate) struct Process {
 
 impl Process {
     pub(crate) async fn start(folder: &Path, config: &Path) -> Self {
+        Self::start_with(folder, config, &[]).await
+    }
+
+    /// With these variables in its environment.
+    pub(crate) async fn start_with(folder: &Path, config: &Path, variables: &[(&str, &str)]) -> Self {
         let log = folder.join("stderr.log");
         let stderr = std::fs::File::create(&log).unwrap();
         let mut child = Command::new(env!("CARGO_BIN_EXE_tollgate"))
@@ -29,6 +34,7 @@ impl Process {
             .arg(folder.join("data"))
             .arg("--config")
             .arg(config)
+            .envs(variables.iter().copied())
             .stdout(Stdio::piped())
             .stderr(stderr)
             .kill_on_drop(true)
@@ -40,6 +46,11 @@ impl Process {
         let url = line.strip_prefix("ready ").expect("the ready line").to_owned();
         assert!(url.starts_with("https://localhost:"), "{line}");
         Self { child, log, url }
+    }
+
+    /// Its number, for what the kernel knows of it.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id().unwrap()
     }
 
     /// What it has written to stderr.

@@ -52,12 +52,68 @@ fn what_is_not_there_is_nothing() {
 #[test]
 fn templates_that_cannot_be_read_are_refused() {
     let mut table = Table::default();
-    for bad in ["v1", "/v1/{id", "/v1/*", "/v1/{id=**}", "/v1//x", "/v1/a{id}", "/v1/{}"] {
+    for bad in [
+        "v1",
+        "/v1/{id",
+        "/v1/**/x",
+        "/v1/{id=**}/x",
+        "/v1//x",
+        "/v1/a{id}",
+        "/v1/{}",
+        "/v1/{a=}",
+        "/v1/{a=b{c}}",
+        "/v1/{a}b",
+        "/v1/***",
+        "/v1/",
+        "/v1/x:",
+        "/v1/{a=b//c}",
+    ] {
         assert!(table.insert(Method::GET, bad, "").is_err(), "{bad}");
     }
     table.insert(Method::GET, "/v1/{a}", "").unwrap();
     assert!(table.insert(Method::GET, "/v1/{b}", "").is_err(), "the same path under another name");
-    assert_eq!(super::variables("/v1/{a=*}/x/{b.c}:do").unwrap(), ["a", "b.c"]);
+    let names = |template| {
+        let variables = super::variables(template).unwrap();
+        variables.into_iter().map(|variable| (variable.name, variable.multi)).collect::<Vec<_>>()
+    };
+    assert_eq!(names("/v1/{a=*}/x/{b.c}:do"), [("a", false), ("b.c", false)]);
+    assert_eq!(names("/v1/{a=b/*/c}/{d=**}"), [("a", true), ("d", true)]);
+}
+
+#[test]
+fn variables_may_be_several_segments() {
+    const ROUTES: &[(&str, &str)] = &[
+        ("GET", "/v1/{name=projects/*}"),
+        ("DELETE", "/v1/projects/{id}"),
+        ("GET", "/v1/{parent=projects/*}/apis/{api}"),
+        ("GET", "/v1/*/x"),
+        ("GET", "/v1/files/{path=**}"),
+        ("POST", "/v1/files/{path=**}:copy"),
+        ("GET", "/v1/files/{name=index/*}"),
+        ("GET", "/v2/{name=a/**}"),
+        ("GET", "/v3/**"),
+    ];
+    let table = table(ROUTES);
+    for (method, path, template, values) in [
+        ("GET", "/v1/projects/p", "/v1/{name=projects/*}", &["projects/p"][..]),
+        ("DELETE", "/v1/projects/p", "/v1/projects/{id}", &["p"]),
+        ("GET", "/v1/projects/p/apis/a%2Fb", "/v1/{parent=projects/*}/apis/{api}", &["projects/p", "a%2Fb"]),
+        ("GET", "/v1/anything/x", "/v1/*/x", &[]),
+        ("GET", "/v1/files/a/b/c", "/v1/files/{path=**}", &["a/b/c"]),
+        ("GET", "/v1/files/a/b:c", "/v1/files/{path=**}", &["a/b:c"]),
+        ("POST", "/v1/files/a/b:copy", "/v1/files/{path=**}:copy", &["a/b"]),
+        ("GET", "/v1/files", "/v1/files/{path=**}", &[""]),
+        ("GET", "/v1/files/", "/v1/files/{path=**}", &[""]),
+        ("GET", "/v1/files/index/x", "/v1/files/{name=index/*}", &["index/x"]),
+        ("GET", "/v1/files/index/x/y", "/v1/files/{path=**}", &["index/x/y"]),
+        ("GET", "/v2/a", "/v2/{name=a/**}", &["a"]),
+        ("GET", "/v2/a/b/c", "/v2/{name=a/**}", &["a/b/c"]),
+        ("GET", "/v3/a/b", "/v3/**", &[]),
+    ] {
+        assert_eq!(find(&table, method, path), Found::Route(&template, values.to_vec()), "{method} {path}");
+    }
+    assert_eq!(find(&table, "GET", "/v2/b"), Found::Nothing);
+    assert_eq!(find(&table, "PUT", "/v1/files/a"), Found::OtherMethods(vec![Method::GET]));
 }
 
 #[test]
