@@ -44,9 +44,9 @@ async fn the_parts_come_under_their_names() {
         assert_eq!(json[name]["count"], count, "{name}");
     }
     assert_eq!(world.calls().len(), 5);
-    // What may be kept is asked for once.
+    // What may be kept is asked for once: the organization and its projects.
     world.get(PATH).user().send("").await;
-    assert_eq!(world.calls().len(), 7);
+    assert_eq!(world.calls().len(), 8);
     let head = world.ask(Method::HEAD, PATH).user().send("").await;
     assert_eq!((head.status, head.body.len()), (StatusCode::OK, 0));
     let post = world.post(PATH).user().send("").await;
