@@ -5,10 +5,11 @@ use proto::{
     project::DeploymentStatus as Status,
     time::Timestamp,
 };
+use service_kit::testing::TestDatabase;
 
 use crate::{
     gateway::{TestGateway, ack_of, payload},
-    harness::{ADMIN, World, until, worlds},
+    harness::{ADMIN, World, quick, until, worlds},
 };
 
 /// What the reports of a deployment say, in order: status, action, reason.
@@ -232,7 +233,11 @@ async fn reports_wait_for_a_project_service_that_is_down() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connection_that_is_not_registered_any_more_cannot_acknowledge() {
-    for world in worlds().await {
+    // Nobody looks by himself: what happens here happens because of the acknowledgement.
+    let mut limits = quick();
+    limits.poll_ms = 20_000;
+    for database in TestDatabase::both() {
+        let world = World::start(database, limits).await;
         let (gateway, token) = world.gateway("edge-1").await;
         world.append(vec![world.deploy(&gateway.id, &world.ids.next())]).await;
         let mut old = TestGateway::connect(&world, &token.token).await;
