@@ -46,14 +46,13 @@ impl ClientInfo {
 
     /// Writes the headers of a call to a service.
     pub fn write(&self, headers: &mut HeaderMap) {
-        let device: String = self.device.chars().filter(char::is_ascii).collect();
-        for (name, text) in
-            [(ADDRESS, self.address_text()), (DEVICE, device), (REQUEST, self.request_id.clone())]
-        {
-            if let Ok(value) = HeaderValue::try_from(text) {
-                headers.insert(name, value);
-            }
+        let value = |text: &str| HeaderValue::from_str(text).ok();
+        if let Some(address) = self.address {
+            headers.insert(ADDRESS, address_text(address));
         }
+        // What is not ASCII is no text to a header, and yet a value.
+        let device = HeaderValue::from_bytes(self.device.as_bytes()).ok();
+        describe(headers, device, value(&self.request_id));
     }
 
     /// Reads the headers of a call of the edge.
@@ -67,6 +66,45 @@ impl ClientInfo {
             request_id: printable(text(&REQUEST), 64),
         }
     }
+}
+
+/// An address as the header has it.
+pub fn address_text(address: IpAddr) -> HeaderValue {
+    let text = address.to_canonical().to_string();
+    HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static(""))
+}
+
+/// Writes the headers of a call to a service: from the client's `User-Agent` as it came, and without a copy where
+/// that is text of a sensible length, as nearly always.
+pub fn write(
+    headers: &mut HeaderMap,
+    address: HeaderValue,
+    device: Option<HeaderValue>,
+    request_id: Option<HeaderValue>,
+) {
+    headers.insert(ADDRESS, address);
+    describe(headers, device, request_id);
+}
+
+fn describe(headers: &mut HeaderMap, device: Option<HeaderValue>, request_id: Option<HeaderValue>) {
+    let is_plain = |value: &HeaderValue| value.len() <= MAX_DEVICE && value.to_str().is_ok();
+    let device = match device {
+        Some(device) if is_plain(&device) => Some(device),
+        Some(device) => plain(&device),
+        None => Some(HeaderValue::from_static("")),
+    };
+    for (name, value) in [(DEVICE, device), (REQUEST, request_id)] {
+        if let Some(value) = value {
+            headers.insert(name, value);
+        }
+    }
+}
+
+/// The ASCII in it, as far as it is not too long.
+fn plain(device: &HeaderValue) -> Option<HeaderValue> {
+    let text = String::from_utf8_lossy(device.as_bytes());
+    let ascii: String = text.chars().take(MAX_DEVICE).filter(|c| c.is_ascii() && !c.is_control()).collect();
+    HeaderValue::try_from(ascii).ok()
 }
 
 #[cfg(test)]

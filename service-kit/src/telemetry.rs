@@ -10,11 +10,9 @@ use std::{
 };
 
 use anyhow::Context as _;
-use http::{HeaderMap, HeaderName, HeaderValue};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use opentelemetry::{
     global,
-    propagation::{Extractor, Injector},
     trace::{Status, TraceContextExt as _, TracerProvider as _},
 };
 use opentelemetry_otlp::WithExportConfig as _;
@@ -29,8 +27,14 @@ use tracing_subscriber::{
 };
 
 mod calls;
+mod contexts;
+mod fields;
+mod lines;
 
 pub use calls::{Call, TraceLayer, TraceService, code_name};
+pub use contexts::{adopt_parent, inject, note_trace, trace_id};
+pub use lines::ACCESS;
+use lines::Lines;
 
 /// The `[telemetry]` section.
 #[derive(Debug, Clone, Deserialize)]
@@ -54,14 +58,18 @@ pub enum LogFormat {
     Json,
 }
 
-/// Flushes traces when it is dropped.
+/// Flushes traces and log lines when it is dropped.
 #[derive(Debug)]
-pub struct Guard(SdkTracerProvider);
+pub struct Guard {
+    provider: SdkTracerProvider,
+    lines: Lines,
+}
 
 impl Drop for Guard {
     fn drop(&mut self) {
         // The process ends: nobody is left to hear of an error.
-        let _ = self.0.shutdown();
+        let _ = self.provider.shutdown();
+        let _ = self.lines.flush();
     }
 }
 
@@ -95,22 +103,30 @@ pub fn init(config: &TelemetryConfig, service: &'static str) -> anyhow::Result<G
     global::set_text_map_propagator(TraceContextPropagator::new());
     // Spans carry trace ids even when nothing exports them: the ids go into logs and error bodies. That
     // is why `telemetry.log` decides about lines only, and the spans around them always exist.
-    let traces = tracing_opentelemetry::layer()
-        .with_threads(false)
-        .with_location(false)
-        .with_tracer(provider.tracer("tollgate"))
-        .with_filter(our_spans());
+    let exported = exports().then(|| {
+        tracing_opentelemetry::layer()
+            .with_threads(false)
+            .with_location(false)
+            .with_tracer(provider.tracer("tollgate"))
+            .with_filter(our_spans())
+    });
+    let contexts = (!exports()).then(|| contexts::Contexts.with_filter(our_spans()));
     let filter = filter.or(our_spans());
+    let lines = Lines::default();
+    tokio::spawn(lines.clone().keep_going());
     let logs = match config.format {
+        LogFormat::Text if std::io::stderr().is_terminal() => {
+            tracing_subscriber::fmt::layer().with_writer(lines.clone()).boxed()
+        }
         LogFormat::Text => {
-            let for_eyes = std::io::stderr().is_terminal();
-            tracing_subscriber::fmt::layer().with_ansi(for_eyes).with_writer(std::io::stderr).boxed()
+            let layer = tracing_subscriber::fmt::layer().fmt_fields(fields::Plain);
+            layer.with_ansi(false).with_writer(lines.clone()).boxed()
         }
         LogFormat::Json => {
-            tracing_subscriber::fmt::layer().json().flatten_event(true).with_writer(std::io::stderr).boxed()
+            tracing_subscriber::fmt::layer().json().flatten_event(true).with_writer(lines.clone()).boxed()
         }
     };
-    tracing_subscriber::registry().with(traces).with(logs.with_filter(filter)).try_init()?;
+    tracing_subscriber::registry().with(exported).with(contexts).with(logs.with_filter(filter)).try_init()?;
     // The exporter tries suffixes in the order of the alphabet.
     let recorder = PrometheusBuilder::new()
         .set_buckets_for_metric(Matcher::Suffix("_convergence_seconds".to_owned()), CONVERGENCE)?
@@ -120,7 +136,7 @@ pub fn init(config: &TelemetryConfig, service: &'static str) -> anyhow::Result<G
         .install_recorder()?;
     tokio::spawn(upkeep(recorder.clone()));
     let _ = METRICS.set(recorder);
-    Ok(Guard(provider))
+    Ok(Guard { provider, lines })
 }
 
 /// The spans of requests. Those of libraries are finer than `info`.
@@ -153,62 +169,19 @@ fn tracer_provider(config: &TelemetryConfig, service: &'static str) -> anyhow::R
     Ok(builder.with_batch_exporter(exporter).build())
 }
 
+fn exports() -> bool {
+    EXPORTS.load(Ordering::Relaxed)
+}
+
 /// The metrics of the process in Prometheus text.
 pub fn render_metrics() -> String {
     METRICS.get().map(PrometheusHandle::render).unwrap_or_default()
 }
 
-/// Puts the current span's context into headers.
-pub fn inject(headers: &mut HeaderMap) {
-    let context = tracing::Span::current().context();
-    global::get_text_map_propagator(|propagator| propagator.inject_context(&context, &mut Headers(headers)));
-}
-
-/// Makes the context in headers the parent of a span, and notes the trace in the span's field
-/// `trace_id` if it has one: each log line inside of the span then names the trace.
-pub fn adopt_parent(span: &tracing::Span, headers: &HeaderMap) {
-    if has_parent(headers) {
-        let context = global::get_text_map_propagator(|propagator| propagator.extract(&HeadersRef(headers)));
-        if context.span().span_context().is_valid() {
-            // Fails only when the span was entered already or nothing traces: then there is no parent.
-            let _ = span.set_parent(context);
-        }
-    }
-    note_trace(span);
-}
-
-/// Whether there is one `traceparent`, exactly as W3C Trace Context §3.2 has it; OpenTelemetry's
-/// propagator also takes others. What follows the flags is for versions to come.
-fn has_parent(headers: &HeaderMap) -> bool {
-    let mut values = headers.get_all("traceparent").iter();
-    let (Some(value), None) = (values.next(), values.next()) else { return false };
-    let is_hex = |part: &[u8]| part.iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-    match value.as_bytes() {
-        [v0, v1, b'-', trace @ .., b'-', f0, f1] if (*v0, *v1) == (b'0', b'0') => {
-            matches!(trace.split_at_checked(32), Some((trace, [b'-', span @ ..]))
-                if span.len() == 16 && is_hex(trace) && is_hex(span) && is_hex(&[*f0, *f1]))
-        }
-        longer => {
-            longer.len() >= 55
-                && is_hex(&longer[..2])
-                && &longer[..2] != b"ff"
-                && &longer[..2] != b"00"
-                && longer.get(55).is_none_or(|byte| *byte == b'-')
-        }
-    }
-}
-
-/// Writes the trace id of a span into its field `trace_id`.
-pub fn note_trace(span: &tracing::Span) {
-    if let Some(id) = trace_id_of(span) {
-        span.record("trace_id", id);
-    }
-}
-
 /// Tells those who look at traces how an HTTP request ended. It is no part of the
 /// span's fields, because log lines would repeat it.
 pub fn describe_http(span: &tracing::Span, method: &'static str, route: Option<&'static str>, status: u16) {
-    if !EXPORTS.load(Ordering::Relaxed) {
+    if !exports() {
         return;
     }
     span.set_attribute("http.request.method", method);
@@ -228,85 +201,11 @@ pub fn describe_http(span: &tracing::Span, method: &'static str, route: Option<&
 
 /// The same for a gRPC call, with the name of its status.
 fn describe_rpc(span: &tracing::Span, code: &'static str) {
-    if EXPORTS.load(Ordering::Relaxed) {
+    if exports() {
         span.set_attribute("rpc.response.status_code", code);
         let ours = ["UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"];
         if ours.contains(&code) {
             span.set_status(Status::error(""));
         }
-    }
-}
-
-/// The trace id of the current span, 32 hexadecimal digits; `None` outside of a trace.
-pub fn trace_id() -> Option<String> {
-    trace_id_of(&tracing::Span::current())
-}
-
-fn trace_id_of(span: &tracing::Span) -> Option<String> {
-    let context = span.context();
-    let span = context.span();
-    let span = span.span_context();
-    span.is_valid().then(|| span.trace_id().to_string())
-}
-
-struct Headers<'a>(&'a mut HeaderMap);
-struct HeadersRef<'a>(&'a HeaderMap);
-
-impl Injector for Headers<'_> {
-    fn set(&mut self, key: &str, value: String) {
-        if let (Ok(key), Ok(value)) = (HeaderName::try_from(key), HeaderValue::try_from(value)) {
-            self.0.insert(key, value);
-        }
-    }
-}
-
-impl Extractor for HeadersRef<'_> {
-    fn get(&self, key: &str) -> Option<&str> {
-        self.0.get(key).and_then(|value| value.to_str().ok())
-    }
-
-    fn keys(&self) -> Vec<&str> {
-        self.0.keys().map(HeaderName::as_str).collect()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use http::{HeaderMap, HeaderValue};
-
-    use super::has_parent;
-
-    const GOOD: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
-
-    fn headers(values: &[&str]) -> HeaderMap {
-        let mut headers = HeaderMap::new();
-        for value in values {
-            headers.append("traceparent", HeaderValue::from_str(value).unwrap());
-        }
-        headers
-    }
-
-    #[test]
-    fn a_parent_is_exact_or_none() {
-        let later = [&GOOD.replacen("00", "01", 1), &format!("{}-more", GOOD.replacen("00", "cc", 1))];
-        assert!(has_parent(&headers(&[GOOD])));
-        assert!(later.into_iter().all(|value| has_parent(&headers(&[value]))));
-        let upper = GOOD.to_uppercase();
-        let broken = [
-            "",
-            "00-nonsense",
-            &upper,
-            &GOOD[..54],
-            &format!("{GOOD}-more"),
-            &format!("{GOOD}0"),
-            &GOOD.replacen("00", "ff", 1),
-            &GOOD.replacen("00", "0x", 1),
-            &GOOD.replace('-', "_"),
-            &format!("{}x", GOOD.replacen("00", "01", 1)),
-        ];
-        for value in broken {
-            assert!(!has_parent(&headers(&[value])), "{value}");
-        }
-        assert!(!has_parent(&headers(&[GOOD, GOOD])) && !has_parent(&HeaderMap::new()));
     }
 }
