@@ -5,7 +5,7 @@ use proto::{Access, Contract, MethodPolicy};
 use service_kit::{AuthContext, Error, Kind};
 
 use crate::{
-    Client, Edge,
+    Client, Edge, exchange,
     rate::{Caller, Standing},
     rescue::Refusal,
 };
@@ -33,7 +33,11 @@ pub(crate) async fn admit(
     let (credential, own) = match policy.access {
         Access::Public => (None, None),
         Access::User => {
-            let exchanged = exchanged(edge, client, headers).await?;
+            // Boxed: it is large, and most callers have an access token.
+            let exchanged = match bearer(headers).filter(|text| exchange::is_opaque(text)) {
+                Some(text) => Box::pin(exchanged(edge, client, headers, text)).await?,
+                None => None,
+            };
             let headers = exchanged.as_ref().unwrap_or(headers);
             caller = service_kit::access::authenticate(policy, headers, &edge.verifier).await?;
             let own = match &caller {
@@ -54,9 +58,13 @@ pub(crate) async fn admit(
     Ok((credential, caller))
 }
 
-/// The headers of a call by an opaque token, with an access token in its place; `None` for all others.
-async fn exchanged(edge: &Edge, client: &Client, headers: &HeaderMap) -> Result<Option<HeaderMap>, Refusal> {
-    let Some(text) = bearer(headers) else { return Ok(None) };
+/// The headers of a call by an opaque token, with an access token in its place.
+async fn exchanged(
+    edge: &Edge,
+    client: &Client,
+    headers: &HeaderMap,
+    text: &str,
+) -> Result<Option<HeaderMap>, Refusal> {
     let info = client.info(headers);
     let access = edge.exchange.access_token(text, &info, &edge.live.load().limits.credentials).await?;
     let Some(access) = access else { return Ok(None) };

@@ -11,8 +11,8 @@ use std::{
 };
 
 use anyhow::Context as _;
-use http::{Extensions, HeaderMap, header};
-use service_kit::{ClientInfo, Error, Result};
+use http::{Extensions, HeaderMap, HeaderValue, header};
+use service_kit::{ClientInfo, Error, Result, client_info};
 
 use crate::{
     layers::request_id::X_REQUEST_ID,
@@ -55,6 +55,11 @@ impl Client {
         self._ticket.clone()
     }
 
+    /// Tells a service about it, and of its request what these headers say.
+    pub(crate) fn introduce(&self, (device, request_id): Described, call: &mut HeaderMap) {
+        client_info::write(call, self.connection.address_text(self.address), device, request_id);
+    }
+
     /// What services are told about it.
     pub(crate) fn info(&self, headers: &HeaderMap) -> ClientInfo {
         let text = |name| headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()));
@@ -64,6 +69,14 @@ impl Client {
             request_id: text(X_REQUEST_ID).unwrap_or_default().into_owned(),
         }
     }
+}
+
+/// What a request says of its client's device, and its id.
+pub(crate) type Described = (Option<HeaderValue>, Option<HeaderValue>);
+
+/// Reads it, before the headers are made those of a call.
+pub(crate) fn described(headers: &HeaderMap) -> Described {
+    (headers.get(header::USER_AGENT).cloned(), headers.get(X_REQUEST_ID).cloned())
 }
 
 /// The proxies in front of us whose `X-Forwarded-For` is believed.

@@ -15,6 +15,7 @@ use service_kit::{
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tonic::service::Routes;
 use tonic_health::ServingStatus;
+use tower_http::cors::CorsLayer;
 
 use crate::{
     Config, NAME, UpstreamsConfig,
@@ -22,6 +23,7 @@ use crate::{
     composite::{self, Composites},
     exchange::Exchange,
     health::Health,
+    layers::{cors, trace::Figures},
     live::{Fixed, Live},
     load::Load,
     rate::Shared,
@@ -49,6 +51,10 @@ pub(crate) struct Edge {
     pub(crate) live: Arc<ArcSwap<Live>>,
     /// What it does not.
     pub(crate) fixed: Fixed,
+    /// Which pages may call.
+    pub(crate) cors: CorsLayer,
+    /// What is measured of requests.
+    pub(crate) figures: Arc<Figures>,
     /// Access tokens for opaque ones.
     pub(crate) exchange: Exchange,
     /// Open sockets of gateways.
@@ -89,13 +95,16 @@ impl Edge {
         let verifier = Verifier::new(config.token.clone(), Arc::new(authority), clock.clone());
         verifier.follow(&tasks);
         let routes = routes::of_contract()?;
+        let live = Arc::new(ArcSwap::from_pointee(Live::new(&config, &fixed, None)?));
         Ok(Self {
+            cors: cors::rules(&live),
+            live,
+            figures: Arc::default(),
             verifier,
             ids: Ids::new(clock.clone()),
             composites: composite::check(&routes)?,
             routes,
             load: Arc::new(Load::new(&config.concurrency, &upstreams.all().map(Upstream::service))?),
-            live: Arc::new(ArcSwap::from_pointee(Live::new(&config, &fixed, None)?)),
             fixed,
             exchange: Exchange::new(upstreams.auth.clone(), clock.clone()),
             gateways: Arc::default(),

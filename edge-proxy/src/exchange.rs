@@ -114,6 +114,11 @@ impl Exchange {
     }
 }
 
+/// Whether a text is an opaque token, good or not.
+pub(crate) fn is_opaque(text: &str) -> bool {
+    form(text) != Form::None
+}
+
 fn form(text: &str) -> Form {
     let kind = KINDS.iter().find(|kind| {
         text.strip_prefix("tg").and_then(|rest| rest.strip_prefix(**kind)?.strip_prefix('_')).is_some()

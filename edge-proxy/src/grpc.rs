@@ -12,6 +12,7 @@ use crate::{
     Body, Client, Edge,
     access::{self, Credential},
     body::{self, Counted, Guarded, Refused, Start, too_large},
+    client,
     layers::{Request, Response, trace::Noted},
     load,
     rescue::{self, Refusal},
@@ -127,14 +128,15 @@ async fn pass(
     let (credential, caller) = access::admit(edge, policy, client, &parts.headers).await?;
     let written = edge.cache.changes().written(policy, caller.as_ref(), []);
     let _room = edge.room(policy)?;
-    let (info, ticket) = (client.info(&parts.headers), client.ticket());
+    let (client, ticket) = (client.clone(), client.ticket());
     let marks = ticket.marks();
     let upstream = edge.upstreams.of(policy).ok_or_else(access::unknown_method)?;
 
     let budget = Budget::grpc(started, policy, &parts.headers)?;
     let mut headers = parts.headers;
+    let described = client::described(&headers);
     retain_metadata(&mut headers, credential);
-    info.write(&mut headers);
+    client.introduce(described, &mut headers);
 
     let streaming = policy.descriptor.is_client_streaming();
     let mut refused = None;

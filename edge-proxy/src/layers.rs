@@ -13,7 +13,6 @@ pub(crate) mod security_headers;
 pub(crate) mod trace;
 
 use hyper::body::Incoming;
-use tower::Service;
 
 use crate::Body;
 
@@ -22,14 +21,3 @@ pub(crate) type Request = http::Request<Incoming>;
 
 /// A response on its way out.
 pub(crate) type Response = http::Response<Body>;
-
-/// The rest of the stack, as a layer sees it.
-pub(crate) trait Next<E>:
-    Service<Request, Response = Response, Error = E, Future: Send> + Clone + Send + Sync + 'static
-{
-}
-
-impl<S, E> Next<E> for S where
-    S: Service<Request, Response = Response, Error = E, Future: Send> + Clone + Send + Sync + 'static
-{
-}

@@ -7,6 +7,7 @@
 mod access;
 mod admin;
 mod batch;
+mod batched;
 mod body;
 mod cache;
 mod client;

@@ -6,7 +6,7 @@ mod connection;
 mod inspect;
 mod proxy;
 
-use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use tokio::{
@@ -17,7 +17,7 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
-use crate::{Edge, layers::Next};
+use crate::{Edge, batched::batched};
 use addresses::Addresses;
 pub(crate) use certificate::Certificate;
 pub(crate) use connection::{Connection, Ticket};
@@ -33,11 +33,10 @@ const LAST_CALL: Duration = Duration::from_secs(2);
 /// Serves HTTPS on a socket, and plain HTTP where the configuration asks for it.
 pub(crate) async fn spawn(edge: &Arc<Edge>, listener: TcpListener) -> anyhow::Result<()> {
     let acceptor = TlsAcceptor::from(Arc::new(certificate::server_config(&edge.live)?));
-    let stack = crate::stack::stack(edge)?;
     let places = Arc::new(Semaphore::new(edge.config.limits.connections));
     let (addresses, closing) = (Arc::<Addresses>::default(), closing(edge));
     let tls = Some(acceptor);
-    let door = Door { edge: edge.clone(), stack, places, addresses, tls, closing };
+    let door = Door { edge: edge.clone(), places, addresses, tls, closing };
     let plain = &edge.config.plain_listen;
     if !plain.is_empty() {
         let bound = service_kit::server::bind(plain, edge.config.restart.reuse_port).await;
@@ -65,16 +64,15 @@ fn closing(edge: &Arc<Edge>) -> CancellationToken {
 
 /// One listening socket and what stands behind it.
 #[derive(Clone)]
-struct Door<S> {
+struct Door {
     edge: Arc<Edge>,
-    stack: S,
     places: Arc<Semaphore>,
     addresses: Arc<Addresses>,
     tls: Option<TlsAcceptor>,
     closing: CancellationToken,
 }
 
-impl<S: Next<Infallible>> Door<S> {
+impl Door {
     async fn keep(self, listener: TcpListener) -> anyhow::Result<()> {
         loop {
             // Without a free place nobody is accepted: they wait in the backlog.
@@ -102,7 +100,7 @@ impl<S: Next<Infallible>> Door<S> {
     fn welcome(&self, socket: TcpStream, peer: SocketAddr, place: OwnedSemaphorePermit) {
         let connection = self.clone().connection(socket, peer, place);
         self.edge.tasks.spawn_short(async move {
-            if let Err(error) = connection.await {
+            if let Err(error) = batched(connection).await {
                 tracing::debug!(%peer, error = format!("{error:#}"), "connection ended");
             }
         });

@@ -68,6 +68,12 @@ pub(crate) struct Asked {
     pub(crate) uri: http::Uri,
 }
 
+impl Asked {
+    pub(crate) fn of<B>(request: &http::Request<B>) -> Self {
+        Self { protocol: Protocol::of(request), uri: request.uri().clone() }
+    }
+}
+
 impl From<Error> for Refusal {
     fn from(error: Error) -> Self {
         // The one refusal of a service that HTTP has a status of its own for.

@@ -99,17 +99,25 @@ fn verbs(verb: &str) -> anyhow::Result<Vec<Method>> {
 }
 
 /// Answers a request.
-pub(crate) async fn dispatch(edge: Arc<Edge>, request: Request) -> Result<Response, Refusal> {
-    match Protocol::of(&request) {
-        Protocol::Grpc => crate::grpc::native(&edge, request).await,
-        Protocol::GrpcWeb => crate::grpc_web::serve(edge, request).await,
-        Protocol::Connect if sockets::is_upgrade(&request) => sockets::connect(&edge, request).await,
-        Protocol::Connect | Protocol::ConnectStream(_) => connect::serve(&edge, request).await,
+///
+/// What each protocol waits for is boxed: a request is as large as its own protocol needs, not as the largest.
+pub(crate) async fn dispatch(
+    edge: Arc<Edge>,
+    protocol: Protocol,
+    request: Request,
+) -> Result<Response, Refusal> {
+    match protocol {
+        Protocol::Grpc => Box::pin(crate::grpc::native(&edge, request)).await,
+        Protocol::GrpcWeb => Box::pin(crate::grpc_web::serve(edge, request)).await,
+        Protocol::Connect if sockets::is_upgrade(&request) => {
+            Box::pin(sockets::connect(&edge, request)).await
+        }
+        Protocol::Connect | Protocol::ConnectStream(_) => Box::pin(connect::serve(&edge, request)).await,
         Protocol::Rest => match own_path(request.uri().path()) {
-            Some(own) => own_answer(&edge, own, request).await,
+            Some(own) => Box::pin(own_answer(&edge, own, request)).await,
             None => {
                 let (parts, body) = request.into_parts();
-                rest(&edge, parts, Input::Incoming(body)).await
+                Box::pin(rest(&edge, parts, Input::Incoming(body))).await
             }
         },
     }
@@ -150,7 +158,7 @@ pub(crate) async fn rest(edge: &Edge, parts: Parts, body: Input) -> Result<Respo
         Found::OtherMethods(methods) => return other_methods(&parts.method, &methods),
         Found::Nothing => {
             if !body.is_part()
-                && let Some(composed) = composed(edge, &parts).await
+                && let Some(composed) = Box::pin(composed(edge, &parts)).await
             {
                 return composed;
             }

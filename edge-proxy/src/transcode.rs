@@ -23,7 +23,7 @@ use tokio::time::Instant;
 use crate::{
     Body, Client, Edge, access, body,
     cache::{Ask, Looked},
-    cookies,
+    client, cookies,
     layers::{Response, compression::Secret, request_id::X_REQUEST_ID},
     load,
     rescue::{self, Refusal},
@@ -239,7 +239,7 @@ pub(crate) async fn serve(
     let headers = &mut call.headers;
     headers.extend(credential.into_iter().chain(cookies.map(|value| (header::COOKIE, value))));
     headers.extend(parts.headers.get(X_REQUEST_ID).map(|id| (X_REQUEST_ID, id.clone())));
-    client.info(&parts.headers).write(headers);
+    client.introduce(client::described(&parts.headers), headers);
     headers.extend(accepted);
     let class = edge.live.load().switches.class(policy)?;
     let (gates, ticket, upstream) = (edge.load.clone(), client.ticket(), upstream.clone());
@@ -257,13 +257,13 @@ pub(crate) async fn serve(
         Form::One(plan) => {
             let answer = one(plan.clone(), policy, answer, deadline);
             match fetch {
-                Some(fetch) => fetch.run(&edge.tasks, answer).await,
+                Some(fetch) => Box::pin(fetch.run(&edge.tasks, answer)).await,
                 None => answer.await,
             }
         }
         Form::Many(writer) => {
             let answer = tokio::time::timeout_at(deadline, answer).await.map_err(|_| rescue::late())??;
-            stream::reply(edge, writer, answer).await
+            Box::pin(stream::reply(edge, writer, answer)).await
         }
     }
 }

@@ -5,26 +5,21 @@
 //! in front may, and must not be fooled by a request that names two.
 
 use http::{StatusCode, Version, header, uri::Authority};
-use tower::{ServiceExt as _, service_fn};
 
-use super::{Next, Request};
+use super::Request;
 use crate::{Client, rescue::Refusal};
 
-pub(crate) fn wrap<S: Next<Refusal>>(inner: S) -> impl Next<Refusal> {
-    service_fn(move |request: Request| {
-        let inner = inner.clone();
-        async move {
-            match fault(&request) {
-                None if !belongs(&request) => Err(Refusal::http(
-                    StatusCode::MISDIRECTED_REQUEST,
-                    "MISDIRECTED",
-                    "this connection is not for this host",
-                )),
-                None => inner.oneshot(request).await,
-                Some(fault) => Err(Refusal::http(StatusCode::BAD_REQUEST, "INVALID_HOST", fault)),
-            }
-        }
-    })
+/// Whether a request is for one host, and for one that this connection is for.
+pub(crate) fn check(request: &Request) -> Result<(), Refusal> {
+    match fault(request) {
+        None if belongs(request) => Ok(()),
+        None => Err(Refusal::http(
+            StatusCode::MISDIRECTED_REQUEST,
+            "MISDIRECTED",
+            "this connection is not for this host",
+        )),
+        Some(fault) => Err(Refusal::http(StatusCode::BAD_REQUEST, "INVALID_HOST", fault)),
+    }
 }
 
 /// Whether the certificate that the client saw is for the host of its request (RFC 9110 §7.4). A client that

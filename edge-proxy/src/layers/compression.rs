@@ -5,13 +5,15 @@
 //! is compressed that a browser asks for by a cookie, and no answer that brings a credential: see [`Secret`]. All
 //! other calls need a token that no other page has.
 
+use std::convert::Infallible;
+
 use http::{Extensions, HeaderMap, HeaderValue, StatusCode, Version, header};
 use proto::{MethodPolicy, policy::RateClass};
 use tower::{Layer as _, ServiceExt as _, service_fn};
 use tower_http::compression::CompressionLayer;
 
-use super::{Next, Request, Response};
-use crate::{Body, cache::weaken, codings::Coding, rescue::Refusal, routes::Protocol};
+use super::Response;
+use crate::{Body, cache::weaken, codings::Coding, routes::Protocol};
 
 /// Below this size a packet is a packet, compressed or not.
 const MIN_BYTES: u64 = 1_024;
@@ -34,28 +36,52 @@ impl Secret {
     }
 }
 
-pub(crate) fn wrap<S: Next<Refusal>>(inner: S) -> impl Next<Refusal> {
-    let rules = CompressionLayer::new().compress_when(worthwhile as Predicate);
-    let with = rules.layer(inner.clone());
-    service_fn(move |request: Request| {
-        let (with, without) = (with.clone(), inner.clone());
-        async move {
-            if !matches!(Protocol::of(&request), Protocol::Rest | Protocol::Connect) {
-                return without.oneshot(request).await;
-            }
-            if takes_any(request.headers()) {
-                return Ok(weakened(with.oneshot(request).await?.map(Body::new)));
-            }
-            let mut response = without.oneshot(request).await?;
-            let (parts, body) = response.into_parts();
-            let varies = worthwhile(parts.status, parts.version, &parts.headers, &parts.extensions);
-            response = Response::from_parts(parts, body);
-            if varies {
-                response.headers_mut().append(header::VARY, HeaderValue::from_static("accept-encoding"));
-            }
-            Ok(response)
+/// What a client takes.
+pub(crate) enum Wish {
+    /// A protocol with compressions of its own.
+    Never,
+    /// Answers as they are.
+    Plain,
+    /// One of these.
+    Codings(Box<http::Request<()>>),
+}
+
+impl Wish {
+    pub(crate) fn of(protocol: Protocol, headers: &HeaderMap) -> Self {
+        if !matches!(protocol, Protocol::Rest | Protocol::Connect) {
+            return Self::Never;
         }
-    })
+        if !takes_any(headers) {
+            return Self::Plain;
+        }
+        let mut request = Box::new(http::Request::new(()));
+        for line in headers.get_all(header::ACCEPT_ENCODING) {
+            request.headers_mut().append(header::ACCEPT_ENCODING, line.clone());
+        }
+        Self::Codings(request)
+    }
+
+    /// The answer in the form that the client likes best, if that is worth it.
+    pub(crate) async fn fulfil(self, mut response: Response) -> Response {
+        if matches!(self, Self::Never) {
+            return response;
+        }
+        let (status, version) = (response.status(), response.version());
+        if !worthwhile(status, version, response.headers(), response.extensions()) {
+            return response;
+        }
+        let Self::Codings(request) = self else {
+            response.headers_mut().append(header::VARY, HeaderValue::from_static("accept-encoding"));
+            return response;
+        };
+        let mut answer = Some(response);
+        let answered = service_fn(move |_: http::Request<()>| {
+            std::future::ready(Ok::<_, Infallible>(answer.take().unwrap_or_default()))
+        });
+        let rules = CompressionLayer::new().compress_when(worthwhile as Predicate);
+        let compressed = Box::pin(rules.layer(answered).oneshot(*request)).await;
+        weakened(compressed.unwrap_or_else(|never| match never {}).map(Body::new))
+    }
 }
 
 /// Who takes none of the codings gets the answer as it is: a refusal would come after the deed.

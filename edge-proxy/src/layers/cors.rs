@@ -4,12 +4,16 @@ use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
-use http::{HeaderName, Method, StatusCode, header};
+use http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use tower::{Layer as _, ServiceExt as _, service_fn};
 use tower_http::cors::{AllowCredentials, AllowOrigin, CorsLayer};
 
-use super::{Next, Request};
-use crate::{config::CorsConfig, live::Live};
+use super::{Request, Response};
+use crate::{Body, config::CorsConfig, live::Live};
+
+/// What the answer to a request depends on that comes from no page at all: as the rules say it of all others.
+const VARY: HeaderValue =
+    HeaderValue::from_static("origin, access-control-request-method, access-control-request-headers");
 
 /// What browsers may send besides the safelisted headers.
 const ALLOWED: &[&str] = &[
@@ -75,25 +79,62 @@ fn names(names: &'static [&'static str]) -> Vec<HeaderName> {
     names.iter().map(|name| HeaderName::from_static(name)).collect()
 }
 
-pub(crate) fn wrap<S: Next<Infallible>>(inner: S, rules: &CorsLayer) -> impl Next<Infallible> + use<S> {
-    let with = rules.layer(inner.clone());
-    service_fn(move |request: Request| {
-        let (with, without) = (with.clone(), inner.clone());
-        // An OPTIONS without these is a question about the resource, and no preflight.
-        let headers = request.headers();
-        let options = request.method() == Method::OPTIONS;
-        let preflight = options
-            && headers.contains_key(header::ORIGIN)
-            && headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
-        async move {
-            if options && !preflight {
-                return without.oneshot(request).await;
-            }
-            let mut response = with.oneshot(request).await?;
-            if preflight {
-                *response.status_mut() = StatusCode::NO_CONTENT;
-            }
-            Ok(response)
+/// The part of a request that CORS is about.
+pub(crate) enum Visit {
+    /// It comes from no page of another origin.
+    Own,
+    /// A question about the resource, and no preflight.
+    Options,
+    /// It comes from a page.
+    Page(Box<http::Request<()>>),
+    /// It asks whether a page may call.
+    Preflight(Box<http::Request<()>>),
+}
+
+impl Visit {
+    pub(crate) fn of(request: &Request) -> Self {
+        let (method, headers) = (request.method(), request.headers());
+        let is_options = *method == Method::OPTIONS;
+        let has_origin = headers.contains_key(header::ORIGIN);
+        let is_preflight = has_origin && headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
+        let page = || {
+            let mut page = Box::new(http::Request::new(()));
+            page.method_mut().clone_from(method);
+            page.headers_mut().clone_from(headers);
+            page
+        };
+        match (is_options, is_preflight, has_origin) {
+            (true, true, _) => Self::Preflight(page()),
+            (true, false, _) => Self::Options,
+            (false, _, true) => Self::Page(page()),
+            (false, _, false) => Self::Own,
         }
-    })
+    }
+
+    pub(crate) fn is_preflight(&self) -> bool {
+        matches!(self, Self::Preflight(_))
+    }
+
+    /// Says in an answer who may read it; makes the answer to a preflight.
+    pub(crate) async fn admit(self, rules: &CorsLayer, mut response: Response) -> Response {
+        let (page, is_preflight) = match self {
+            Self::Own => {
+                response.headers_mut().append(header::VARY, VARY);
+                return response;
+            }
+            Self::Options => return response,
+            Self::Page(page) => (page, false),
+            Self::Preflight(page) => (page, true),
+        };
+        let mut answer = Some(response);
+        let answered = service_fn(move |_: http::Request<()>| {
+            std::future::ready(Ok::<_, Infallible>(answer.take().unwrap_or_default()))
+        });
+        let mut response: http::Response<Body> =
+            Box::pin(rules.layer(answered).oneshot(*page)).await.unwrap_or_else(|never| match never {});
+        if is_preflight {
+            *response.status_mut() = StatusCode::NO_CONTENT;
+        }
+        response
+    }
 }

@@ -2,23 +2,13 @@
 
 use http::{HeaderMap, HeaderName};
 use service_kit::client_info;
-use tower::ServiceExt as _;
-
-use super::{Next, Request};
-use crate::rescue::Refusal;
 
 const PREFIXES: &[&str] =
     &["x-forwarded-", "x-user-", "x-org-", "x-internal-", "grpc-internal-", client_info::PREFIX];
 const NAMES: &[&str] = &["forwarded", "x-real-ip", "true-client-ip", "grpc-tags-bin", "grpc-trace-bin"];
 
-pub(crate) fn wrap<S: Next<Refusal>>(inner: S) -> impl Next<Refusal> {
-    inner.map_request(|mut request: Request| {
-        strip(request.headers_mut());
-        request
-    })
-}
-
-fn strip(headers: &mut HeaderMap) {
+/// Removes it from the headers of a request.
+pub(crate) fn strip(headers: &mut HeaderMap) {
     let forged: Vec<HeaderName> = headers.keys().filter(|name| is_forged(name.as_str())).cloned().collect();
     for name in forged {
         headers.remove(name);

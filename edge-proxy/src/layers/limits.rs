@@ -2,9 +2,8 @@
 //! length of its body in two ways ends here too.
 
 use http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
-use tower::{ServiceExt as _, service_fn};
 
-use super::{Next, Request};
+use super::Request;
 use crate::{Client, rescue::Refusal};
 
 /// The longest path with its query, in bytes.
@@ -14,15 +13,10 @@ pub(crate) const MAX_HEADERS: usize = 100;
 /// The most bytes of header names and values.
 pub(crate) const MAX_HEADER_BYTES: usize = 16 * 1024;
 
-pub(crate) fn wrap<S: Next<Refusal>>(inner: S) -> impl Next<Refusal> {
-    service_fn(move |request: Request| {
-        let inner = inner.clone();
-        async move {
-            one_length(&request)?;
-            check(request.uri(), request.headers())?;
-            inner.oneshot(request).await
-        }
-    })
+/// Whether a request is small enough before its body, and says one length of that.
+pub(crate) fn check_request(request: &Request) -> Result<(), Refusal> {
+    one_length(request)?;
+    check(request.uri(), request.headers())
 }
 
 fn one_length(request: &Request) -> Result<(), Refusal> {

@@ -1,20 +1,8 @@
 //! Refuses paths that two readers could read differently.
 
 use http::StatusCode;
-use tower::{ServiceExt as _, service_fn};
 
-use super::{Next, Request};
 use crate::rescue::Refusal;
-
-pub(crate) fn wrap<S: Next<Refusal>>(inner: S) -> impl Next<Refusal> {
-    service_fn(move |request: Request| {
-        let inner = inner.clone();
-        async move {
-            check(request.uri().path())?;
-            inner.oneshot(request).await
-        }
-    })
-}
 
 /// Whether there is one reading of a path.
 pub(crate) fn check(path: &str) -> Result<(), Refusal> {
@@ -49,9 +37,9 @@ fn fault(path: &str) -> Option<&'static str> {
         }
         rest = &rest[at + 3..];
     }
-    let dots = |segment: &str| {
-        let plain = segment.replace("%2e", ".").replace("%2E", ".");
-        plain == "." || plain == ".."
+    let dots = |segment: &str| match segment.contains('%') {
+        true => matches!(&*segment.replace("%2e", ".").replace("%2E", "."), "." | ".."),
+        false => matches!(segment, "." | ".."),
     };
     path.split('/').any(dots).then_some("must not contain `.` or `..` segments")
 }

@@ -1,28 +1,34 @@
 //! Tells a client what it may want to know of its own call: what it has left of its limits, and, when it asks with
 //! `X-Server-Timing`, where the time went (`Server-Timing`). Headers only, never trailers.
 
-use std::convert::Infallible;
+use std::sync::Arc;
 
-use http::HeaderName;
-use tower::{ServiceExt as _, service_fn};
+use http::{HeaderMap, HeaderName};
 
-use super::{Next, Request};
-use crate::Client;
+use super::Request;
+use crate::{Client, listener::Ticket};
 
 /// The header that asks for `Server-Timing`.
 const ASK: HeaderName = HeaderName::from_static("x-server-timing");
 
-pub(crate) fn wrap<S: Next<Infallible>>(inner: S) -> impl Next<Infallible> {
-    service_fn(move |request: Request| {
-        let inner = inner.clone();
-        let ticket = request.extensions().get::<Client>().map(Client::ticket);
-        let timing = request.headers().contains_key(ASK);
-        async move {
-            let mut response = inner.oneshot(request).await?;
-            if let Some(ticket) = ticket {
-                ticket.marks().write(response.headers_mut(), timing);
-            }
-            Ok(response)
+/// What a client will be told.
+pub(crate) struct Report {
+    ticket: Option<Arc<Ticket>>,
+    timing: bool,
+}
+
+impl Report {
+    pub(crate) fn of(request: &Request) -> Self {
+        Self {
+            ticket: request.extensions().get::<Client>().map(Client::ticket),
+            timing: request.headers().contains_key(ASK),
         }
-    })
+    }
+
+    /// Adds what is known by now to the headers of the answer.
+    pub(crate) fn add(self, headers: &mut HeaderMap) {
+        if let Some(ticket) = self.ticket {
+            ticket.marks().write(headers, self.timing);
+        }
+    }
 }

@@ -1,30 +1,23 @@
 //! Where errors and panics of everything behind it become replies.
 
-use std::{convert::Infallible, panic::AssertUnwindSafe};
+use std::panic::AssertUnwindSafe;
 
 use futures_util::FutureExt as _;
 use service_kit::Error;
-use tower::{ServiceExt as _, service_fn};
 
-use super::{Next, Request};
-use crate::{
-    rescue::{Asked, Refusal, reply},
-    routes::Protocol,
-};
+use super::Response;
+use crate::rescue::{Asked, Refusal, reply};
 
-pub(crate) fn wrap<S: Next<Refusal>>(inner: S) -> impl Next<Infallible> {
-    service_fn(move |request: Request| {
-        let inner = inner.clone();
-        let asked = Asked { protocol: Protocol::of(&request), uri: request.uri().clone() };
-        async move {
-            let outcome = AssertUnwindSafe(inner.oneshot(request)).catch_unwind().await;
-            Ok(match outcome {
-                Ok(Ok(response)) => response,
-                Ok(Err(refusal)) => reply(&asked, refusal),
-                Err(panic) => reply(&asked, panicked(&*panic).into()),
-            })
-        }
-    })
+/// The answer, or the reply to what went wrong.
+pub(crate) async fn rescued(
+    asked: &Asked,
+    inside: impl Future<Output = Result<Response, Refusal>>,
+) -> Response {
+    match AssertUnwindSafe(inside).catch_unwind().await {
+        Ok(Ok(response)) => response,
+        Ok(Err(refusal)) => reply(asked, refusal),
+        Err(panic) => reply(asked, panicked(&*panic).into()),
+    }
 }
 
 fn panicked(panic: &(dyn std::any::Any + Send)) -> Error {

@@ -1,11 +1,8 @@
 //! The headers that tell browsers to distrust: on every answer, errors included.
 
-use std::convert::Infallible;
+use http::{HeaderMap, HeaderName, HeaderValue, header};
 
-use http::{HeaderName, HeaderValue, header};
-use tower::{ServiceExt as _, service_fn};
-
-use super::{Next, Request};
+use super::Request;
 use crate::Client;
 
 /// Two years; only over TLS, where it means something.
@@ -21,22 +18,26 @@ const ALWAYS: [(HeaderName, HeaderValue); 6] = [
     (HeaderName::from_static("cross-origin-resource-policy"), HeaderValue::from_static("same-origin")),
 ];
 
-pub(crate) fn wrap<S: Next<Infallible>>(inner: S) -> impl Next<Infallible> {
-    service_fn(move |request: Request| {
-        let inner = inner.clone();
-        let secure = request.extensions().get::<Client>().is_some_and(|client| client.secure);
-        async move {
-            let mut response = inner.oneshot(request).await?;
-            let headers = response.headers_mut();
-            for (name, value) in ALWAYS {
-                headers.insert(name, value);
-            }
-            if secure {
-                headers.insert(header::STRICT_TRANSPORT_SECURITY, HSTS);
-            }
-            // Whoever may be cached says so itself.
-            headers.entry(header::CACHE_CONTROL).or_insert(const { HeaderValue::from_static("no-store") });
-            Ok(response)
+/// The rules for the answer to one request.
+pub(crate) struct Rules {
+    /// Whether it came over TLS.
+    is_secure: bool,
+}
+
+impl Rules {
+    pub(crate) fn of(request: &Request) -> Self {
+        Self { is_secure: request.extensions().get::<Client>().is_some_and(|client| client.secure) }
+    }
+
+    /// Adds them to the headers of the answer.
+    pub(crate) fn add(self, headers: &mut HeaderMap) {
+        for (name, value) in ALWAYS {
+            headers.insert(name, value);
         }
-    })
+        if self.is_secure {
+            headers.insert(header::STRICT_TRANSPORT_SECURITY, HSTS);
+        }
+        // Whoever may be cached says so itself.
+        headers.entry(header::CACHE_CONTROL).or_insert(const { HeaderValue::from_static("no-store") });
+    }
 }

@@ -3,8 +3,9 @@
 //! The line is written when the last byte has gone, so that it knows how a stream ended. It holds the
 //! route's template, never the path, a query or a token.
 
+mod figures;
+
 use std::{
-    convert::Infallible,
     pin::Pin,
     sync::{Arc, OnceLock},
     task::{Context, Poll, ready},
@@ -14,13 +15,13 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderMap, Method, Version};
 use http_body::{Frame, SizeHint};
-use metrics::Label;
 use tonic::Code;
-use tower::{ServiceExt as _, service_fn};
-use tracing::{Instrument as _, Span, field::Empty};
+use tracing::{Span, field::Empty};
 
-use super::{Next, Request, Response, request_id::X_REQUEST_ID};
+use super::{Request, Response, request_id::X_REQUEST_ID};
 use crate::{Body, Client, routes::Protocol};
+pub(crate) use figures::Figures;
+use figures::Kind;
 
 /// What the inside tells the log of a request; in the extensions of its response.
 #[derive(Debug, Clone, Copy, Default)]
@@ -41,29 +42,6 @@ impl Ending {
         // The first word counts.
         let _ = self.0.set(code);
     }
-}
-
-pub(crate) fn wrap<S: Next<Infallible>>(inner: S) -> impl Next<Infallible> {
-    service_fn(move |request: Request| {
-        let inner = inner.clone();
-        let id = request.headers().get(X_REQUEST_ID).and_then(|id| id.to_str().ok()).unwrap_or("-");
-        let span = tracing::info_span!(
-            "request",
-            otel.kind = "server",
-            otel.name = Empty,
-            method = method_name(request.method()),
-            id,
-            trace_id = Empty
-        );
-        service_kit::telemetry::adopt_parent(&span, request.headers());
-        let record = Record::new(&request, span.clone());
-        let future = inner.oneshot(request);
-        async move {
-            let response = future.await?;
-            Ok(watched(response, record))
-        }
-        .instrument(span)
-    })
 }
 
 /// As `network.protocol.version` has it.
@@ -89,26 +67,8 @@ fn method_name(method: &Method) -> &'static str {
     }
 }
 
-fn scheme(client: Option<&Client>) -> &'static str {
-    if client.is_some_and(|client| client.secure) { "https" } else { "http" }
-}
-
-/// Requests under way.
-fn active(method: &'static str, client: Option<&Client>) -> metrics::Gauge {
-    metrics::gauge!(
-        "http_server_active_requests",
-        "http_request_method" => method,
-        "url_scheme" => scheme(client)
-    )
-}
-
-fn watched(response: Response, mut record: Record) -> Response {
-    let noted = response.extensions().get::<Noted>().copied().unwrap_or_default();
-    record.route = noted.route;
-    record.status = response.status().as_u16();
-    record.code = code_in(response.headers()).or(noted.code);
-    record.ending = response.extensions().get::<Ending>().cloned();
-    response.map(|inner| Body::new(Watched { inner, record }))
+fn scheme(client: &Client) -> &'static str {
+    if client.secure { "https" } else { "http" }
 }
 
 fn code_in(headers: &HeaderMap) -> Option<Code> {
@@ -121,7 +81,8 @@ struct Watched {
     record: Record,
 }
 
-struct Record {
+/// What is known of a request so far. Is written when it is dropped.
+pub(crate) struct Record {
     method: &'static str,
     version: &'static str,
     route: Option<&'static str>,
@@ -140,10 +101,13 @@ struct Record {
 }
 
 impl Record {
-    fn new(request: &Request, span: Span) -> Self {
+    /// Begins with a request, and with its span.
+    pub(crate) fn begin(request: &Request, protocol: Protocol) -> Self {
         let method = method_name(request.method());
         let client = request.extensions().get::<Client>().cloned();
-        active(method, client.as_ref()).increment(1.0);
+        if let Some(client) = &client {
+            client.connection.figures.active(method, scheme(client)).increment(1.0);
+        }
         Self {
             method,
             version: version_name(request.version()),
@@ -152,12 +116,27 @@ impl Record {
             code: None,
             ending: None,
             started: Instant::now(),
-            span,
-            protocol: Protocol::of(request),
+            span: span(method, request.headers()),
+            protocol,
             received: http_body::Body::size_hint(request.body()).exact(),
             sent: 0,
             client,
         }
+    }
+
+    /// The span of the request.
+    pub(crate) fn span(&self) -> &Span {
+        &self.span
+    }
+
+    /// Watches an answer to its end.
+    pub(crate) fn watch(mut self, response: Response) -> Response {
+        let noted = response.extensions().get::<Noted>().copied().unwrap_or_default();
+        self.route = noted.route;
+        self.status = response.status().as_u16();
+        self.code = code_in(response.headers()).or(noted.code);
+        self.ending = response.extensions().get::<Ending>().cloned();
+        response.map(|inner| Body::new(Watched { inner, record: self }))
     }
 
     fn code(&self) -> Option<Code> {
@@ -165,27 +144,23 @@ impl Record {
         ending.or(self.code)
     }
 
-    /// Duration and sizes, named as OpenTelemetry's conventions have it. Each label is one of a few.
+    /// Duration and sizes.
     fn measure(&self, elapsed: Duration) {
-        let mut labels = vec![
-            Label::new("http_request_method", self.method),
-            Label::new("url_scheme", scheme(self.client.as_ref())),
-            Label::new("network_protocol_version", self.version),
-            Label::new("http_response_status_code", self.status.to_string()),
-        ];
-        labels.extend(self.route.map(|route| Label::new("http_route", route)));
-        // Of a server, only 5xx is an error.
-        if self.status >= 500 {
-            labels.push(Label::new("error_type", self.status.to_string()));
-        }
-        let labels = || labels.clone();
-        metrics::histogram!("http_server_request_duration_seconds", labels()).record(elapsed.as_secs_f64());
-        if let Some(received) = self.received {
-            metrics::histogram!("http_server_request_body_size_bytes", labels()).record(received as f64);
-        }
-        metrics::histogram!("http_server_response_body_size_bytes", labels()).record(self.sent as f64);
-        active(self.method, self.client.as_ref()).decrement(1.0);
+        let Some(client) = &self.client else { return };
+        let Self { method, version, status, route, .. } = *self;
+        let scheme = scheme(client);
+        let kind = Kind { method, scheme, version, status, route };
+        client.connection.figures.answered(kind, elapsed, self.received, self.sent);
+        client.connection.figures.active(method, scheme).decrement(1.0);
     }
+}
+
+fn span(method: &'static str, headers: &HeaderMap) -> Span {
+    let id = headers.get(X_REQUEST_ID).and_then(|id| id.to_str().ok()).unwrap_or("-");
+    let span =
+        tracing::info_span!("request", otel.kind = "server", otel.name = Empty, method, id, trace_id = Empty);
+    service_kit::telemetry::adopt_parent(&span, headers);
+    span
 }
 
 impl http_body::Body for Watched {
@@ -223,7 +198,7 @@ impl Drop for Record {
         let elapsed = self.started.elapsed();
         let _inside = self.span.enter();
         tracing::info!(
-            target: "access",
+            target: service_kit::telemetry::ACCESS,
             protocol = self.protocol.name(),
             http = self.version,
             method = self.method,

@@ -17,13 +17,13 @@ use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
 };
+use service_kit::client_info;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
     sync::OwnedSemaphorePermit,
     time::{sleep, timeout},
 };
-use tower::ServiceExt as _;
 
 use super::{
     Certificate, Door,
@@ -35,10 +35,11 @@ use crate::{
     Client, Edge,
     client::Marks,
     layers::{
-        Next,
         limits::{MAX_HEADER_BYTES, MAX_HEADERS},
+        trace::Figures,
     },
     patience::Patient,
+    stack,
 };
 
 /// How long a TLS handshake, a header of the PROXY protocol, or the headers of a request may take.
@@ -55,7 +56,11 @@ pub(crate) struct Connection {
     named: Option<(String, Arc<Certificate>)>,
     /// A host that the certificate is known to be for.
     covered: OnceLock<Box<str>>,
+    /// The address of the first client, for services.
+    address: OnceLock<(IpAddr, HeaderValue)>,
     ambiguous: Ambiguous,
+    /// What is measured of its requests.
+    pub(crate) figures: Arc<Figures>,
     _place: OwnedSemaphorePermit,
     _seat: Option<Seat>,
 }
@@ -76,13 +81,20 @@ impl Connection {
         covers
     }
 
+    /// The text of a client's address: as a rule all requests of a connection are of one client.
+    pub(crate) fn address_text(&self, address: IpAddr) -> HeaderValue {
+        let text = || client_info::address_text(address);
+        let (known, value) = self.address.get_or_init(|| (address, text()));
+        if *known == address { value.clone() } else { text() }
+    }
+
     /// Whether a request came with two lengths.
     pub(crate) fn was_ambiguous(&self) -> bool {
         self.ambiguous.was_seen()
     }
 }
 
-impl<S: Next<Infallible>> Door<S> {
+impl Door {
     pub(super) async fn connection(
         self,
         mut socket: TcpStream,
@@ -96,11 +108,13 @@ impl<S: Next<Infallible>> Door<S> {
             false => peer,
         };
         let seat = self.seat(peer.ip())?;
-        let ambiguous = Ambiguous::default();
+        let (ambiguous, figures) = (Ambiguous::default(), self.edge.figures.clone());
         let connection = |named| Connection {
             named,
             covered: OnceLock::new(),
+            address: OnceLock::new(),
             ambiguous: ambiguous.clone(),
+            figures,
             _place: place,
             _seat: seat,
         };
@@ -152,16 +166,16 @@ impl<S: Next<Infallible>> Door<S> {
         };
         let is_h2 = !builder.is_http1_available();
         let (stop, closing) = (self.edge.tasks.stopping(), self.closing);
-        let (stack, counted, stopping) = (self.stack, usage.clone(), stop.clone());
+        let (counted, stopping) = (usage.clone(), stop.clone());
         let (edge, secure, connection) = (self.edge, self.tls.is_some(), Arc::new(connection));
         let service = hyper::service::service_fn(move |mut request: http::Request<Incoming>| {
             // Here, while the headers are as they came: no layer keeps those of proxies.
             let client = client(&edge, peer, secure, &connection, counted.begin(), request.headers());
             let is_h1 = request.version() < Version::HTTP_2;
             request.extensions_mut().insert(client);
-            let (answer, stopping) = (stack.clone().oneshot(request), stopping.clone());
+            let (edge, stopping) = (edge.clone(), stopping.clone());
             async move {
-                let mut response = answer.await?;
+                let mut response = stack::answer(edge, request).await;
                 // The client's next request goes elsewhere, without a race between it and our close.
                 if is_h1 && stopping.is_cancelled() && !response.status().is_informational() {
                     response

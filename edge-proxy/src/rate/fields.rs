@@ -45,7 +45,10 @@ impl Standing {
 }
 
 fn field(name: &str, permits: u32, reset: Duration) -> Option<HeaderValue> {
-    HeaderValue::try_from(format!("\"{name}\";r={permits};t={}", reset.as_secs())).ok()
+    let mut value = HeaderValue::try_from(format!("\"{name}\";r={permits};t={}", reset.as_secs())).ok()?;
+    // No secret, but another each time: HPACK must not drop what comes again for it.
+    value.set_sensitive(true);
+    Some(value)
 }
 
 impl From<Denied> for Refusal {

@@ -95,7 +95,7 @@ impl Limit {
         let own = self.buckets.take(caller, self.permits).map_err(|after| self.exceeded(after))?;
         let left = match &self.shared {
             None => own,
-            Some(shared) => self.take_shared(shared, who, caller, own).await?,
+            Some(shared) => Box::pin(self.take_shared(shared, who, caller, own)).await?,
         };
         Ok(Some(Standing::new(self.name, self.permits, left)))
     }

@@ -1,19 +1,24 @@
 use http::StatusCode;
 use http_body_util::{BodyExt as _, Empty};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tower::{ServiceExt as _, service_fn};
 
-use super::{Request, wrap};
-use crate::{layers::Response, rescue::Refusal};
+use super::rescued;
+use crate::{
+    layers::{Request, Response},
+    rescue::{Asked, Refusal},
+};
 
 /// What a client gets from a stack that panics.
 async fn panicking(content_type: &'static str) -> (StatusCode, http::HeaderMap, String) {
     let (near, far) = tokio::io::duplex(64 * 1024);
-    let stack = wrap(service_fn(|request: Request| async move {
-        assert!(request.uri().path().is_empty(), "the canary of a panic");
-        Ok::<Response, Refusal>(Response::default())
-    }));
-    let service = hyper::service::service_fn(move |request| stack.clone().oneshot(request));
+    let service = hyper::service::service_fn(|request: Request| async move {
+        let asked = Asked::of(&request);
+        let panicking = async move {
+            assert!(request.uri().path().is_empty(), "the canary of a panic");
+            Ok::<Response, Refusal>(Response::default())
+        };
+        Ok::<_, std::convert::Infallible>(rescued(&asked, panicking).await)
+    });
     let server = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
     tokio::spawn(server.serve_connection(TokioIo::new(far), service));
     let (mut client, connection) =
