@@ -21,6 +21,7 @@ mod retry;
 mod source;
 #[cfg(test)]
 mod testing;
+mod wire;
 
 use std::{
     future::Future,
@@ -32,7 +33,7 @@ use std::{
 
 use http::{
     Uri,
-    uri::{Authority, PathAndQuery, Scheme},
+    uri::{self, Authority, PathAndQuery, Scheme},
 };
 use proto::Contract;
 use service_kit::{Error, access::timeout_of, shutdown::Tasks, tls::Identity};
@@ -202,14 +203,10 @@ impl Service {
 }
 
 /// Where an instance is asked for a method.
-fn origin<A>(authority: A, path: &str) -> Result<Uri, Status>
-where
-    Authority: TryFrom<A>,
-    <Authority as TryFrom<A>>::Error: Into<http::Error>,
-{
-    let path = PathAndQuery::try_from(path).map_err(|error| Status::internal(error.to_string()))?;
-    let uri = Uri::builder().scheme(Scheme::HTTP).authority(authority).path_and_query(path).build();
-    uri.map_err(|error| Status::internal(error.to_string()))
+fn origin(authority: Authority, path: PathAndQuery) -> Result<Uri, http::Error> {
+    let mut parts = uri::Parts::default();
+    (parts.scheme, parts.authority, parts.path_and_query) = (Some(Scheme::HTTP), Some(authority), Some(path));
+    Ok(Uri::from_parts(parts)?)
 }
 
 /// For generated clients: the same calls, with the deadline of the policy where there is none.

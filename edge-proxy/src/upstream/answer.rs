@@ -9,7 +9,6 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode, header};
 use http_body::{Body as _, Frame, SizeHint};
-use hyper::body::Incoming;
 use tokio::time::Instant;
 use tonic::{Code, Status};
 
@@ -21,6 +20,7 @@ use super::{
     instance::Instance,
     pool::Lease,
     retry::Pushback,
+    wire::{Incoming, Outgoing},
 };
 use crate::Body;
 
@@ -48,7 +48,7 @@ pub(super) struct Lost {
     pub(super) pushback: Pushback,
     pub(super) outcome: Outcome,
     /// The request, if it was never sent.
-    pub(super) request: Option<Box<http::Request<Body>>>,
+    pub(super) request: Option<Box<Outgoing>>,
     /// Whether the instance could not be reached at all.
     pub(super) is_away: bool,
 }

@@ -6,8 +6,7 @@
 use std::{pin::Pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method as Verb, Version};
-use http_body_util::Full;
+use http::{HeaderMap, HeaderValue, Method as Verb, Version, uri::PathAndQuery};
 use proto::MethodPolicy;
 use service_kit::{Error, Kind, Result};
 use tokio::time::{Instant, sleep, timeout_at};
@@ -22,6 +21,7 @@ use super::{
     origin,
     pool::NoStream,
     retry::{Pushback, pause},
+    wire::{Messages, Outgoing, Unsent},
 };
 use crate::{Body, rescue};
 
@@ -82,7 +82,7 @@ struct Plan {
 /// What the next attempt sends.
 enum Next {
     Whole(Bytes),
-    Request(Box<http::Request<Body>>),
+    Request(Box<Outgoing>),
     /// The messages went with an attempt that failed.
     Gone,
 }
@@ -128,7 +128,8 @@ impl Upstream {
         let mut next = match call.payload {
             Payload::Whole(bytes) => Next::Whole(bytes),
             Payload::Stream(body) => {
-                Next::Request(Box::new(request(std::mem::take(&mut plan.headers), body)))
+                let headers = std::mem::take(&mut plan.headers);
+                Next::Request(Box::new(outgoing(headers, Messages::Stream(body))))
             }
         };
         let mut tries = Tries::default();
@@ -146,6 +147,7 @@ impl Upstream {
                 None => return give_up(lost),
             }
             next = match (next, lost.request) {
+                (Next::Whole(bytes), _) => Next::Whole(bytes),
                 (_, Some(request)) if !matches!(lost.outcome, Outcome::Answer(_)) => Next::Request(request),
                 (next, _) => next,
             };
@@ -168,7 +170,7 @@ impl Upstream {
         tries.attempts += 1;
         let previous = tries.attempts - 1 - tries.unprocessed.min(tries.attempts - 1);
         let request = match next {
-            Next::Whole(bytes) => request(plan.headers.clone(), Body::new(Full::new(bytes.clone()))),
+            Next::Whole(bytes) => outgoing(plan.headers.clone(), Messages::Whole(bytes.clone())),
             Next::Request(_) => match std::mem::replace(next, Next::Gone) {
                 Next::Request(request) => *request,
                 _ => return Err(nowhere(anyhow::anyhow!("nothing to send"))),
@@ -207,7 +209,7 @@ impl Upstream {
         };
         tries.instances.push(other.clone());
         count(service, "hedge");
-        let request = request(plan.headers.clone(), Body::new(Full::new(bytes)));
+        let request = outgoing(plan.headers.clone(), Messages::Whole(bytes));
         let mut second = Box::pin(service.clone().send(plan, other, request, 1));
         tokio::select! {
             answer = first.as_mut() => match answer {
@@ -278,7 +280,7 @@ impl Service {
         self: Arc<Self>,
         plan: &Plan,
         instance: Arc<Instance>,
-        mut request: http::Request<Body>,
+        mut request: Outgoing,
         previous: u32,
     ) -> Result<http::Response<Body>, Lost> {
         let lease = match instance.pool(plan.method.is_stream).take().await {
@@ -292,7 +294,7 @@ impl Service {
                 return Err(Lost { is_away, request: Some(Box::new(request)), ..nowhere(cause) });
             }
         };
-        address(&mut request, plan, &instance, previous);
+        address(&mut request.head, plan, &instance, previous);
         let mut ticket = Ticket {
             service: self,
             instance,
@@ -305,35 +307,39 @@ impl Service {
             is_judged: false,
             is_over: false,
         };
-        match ticket.lease.send(request).await {
-            Ok(response) => judge(response, ticket, plan.method.is_peeked()).await,
-            Err(mut error) => {
-                let request = error.take_message().map(Box::new);
-                let mut failure = Failure::unanswered(error.into_error());
-                if request.is_some() {
-                    failure.seen = Seen::Never;
+        match ticket.lease.send(request) {
+            Ok(sent) => match sent.answer().await {
+                Ok(response) => judge(response, ticket, plan.method.is_peeked()).await,
+                Err(error) => {
+                    let failure = Failure::unanswered(error);
+                    ticket.broke(&failure);
+                    Err(Lost::failure(failure, Pushback::None))
                 }
+            },
+            Err(Unsent { request, error }) => {
+                let failure = Failure { seen: Seen::Never, ..Failure::unanswered(error) };
                 ticket.broke(&failure);
+                let request = request.map(Box::new);
                 Err(Lost { request, ..Lost::failure(failure, Pushback::None) })
             }
         }
     }
 }
 
-fn request(headers: HeaderMap, body: Body) -> http::Request<Body> {
-    let mut request = http::Request::new(body);
-    *request.method_mut() = Verb::POST;
-    *request.version_mut() = Version::HTTP_2;
-    *request.headers_mut() = headers;
-    request
+fn outgoing(headers: HeaderMap, messages: Messages) -> Outgoing {
+    let mut head = http::Request::new(());
+    *head.method_mut() = Verb::POST;
+    *head.version_mut() = Version::HTTP_2;
+    *head.headers_mut() = headers;
+    Outgoing { head, messages }
 }
 
 /// What an attempt says beyond what all say: where it goes, what is left of its time, the how many-th it is.
-fn address(request: &mut http::Request<Body>, plan: &Plan, instance: &Instance, previous: u32) {
-    if let Ok(uri) = origin(instance.authority.clone(), plan.method.path) {
-        *request.uri_mut() = uri;
+fn address(head: &mut http::Request<()>, plan: &Plan, instance: &Instance, previous: u32) {
+    if let Ok(uri) = origin(instance.authority.clone(), PathAndQuery::from_static(plan.method.path)) {
+        *head.uri_mut() = uri;
     }
-    let headers = request.headers_mut();
+    let headers = head.headers_mut();
     if let Some(rest) = plan.budget.rest() {
         headers.insert("grpc-timeout", crate::grpc::timeout_value(rest));
     }

@@ -46,13 +46,13 @@ impl Failure {
     }
 
     /// A request that was not answered.
-    pub(super) fn unanswered(error: hyper::Error) -> Self {
+    pub(super) fn unanswered(error: h2::Error) -> Self {
         let (kind, seen, blame) = judge(&error);
         Self { kind, message: SILENT, seen, blame, cause: error.into() }
     }
 
     /// An answer that broke off.
-    pub(super) fn broken(error: hyper::Error) -> Self {
+    pub(super) fn broken(error: h2::Error) -> Self {
         let (kind, _, blame) = judge(&error);
         Self { kind, message: BROKEN, seen: Seen::Perhaps, blame, cause: error.into() }
     }
@@ -102,22 +102,7 @@ impl Failure {
     }
 }
 
-fn h2(error: &hyper::Error) -> Option<&h2::Error> {
-    let mut next = std::error::Error::source(error);
-    while let Some(source) = next {
-        if let Some(error) = source.downcast_ref() {
-            return Some(error);
-        }
-        next = source.source();
-    }
-    None
-}
-
-fn judge(error: &hyper::Error) -> (Kind, Seen, Blame) {
-    let Some(error) = h2(error) else {
-        // Closed, timed out, or never sent: then the request has come back.
-        return (Kind::Unavailable, Seen::Perhaps, Blame::Connection);
-    };
+fn judge(error: &h2::Error) -> (Kind, Seen, Blame) {
     let kind = error.reason().map_or(Kind::Unavailable, kind_of);
     match (error.is_go_away(), error.is_reset(), error.is_remote()) {
         // RFC 9113 §6.8: what fails with it was not, and will not be, processed.

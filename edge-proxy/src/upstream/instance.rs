@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use http::uri::Authority;
+use http::uri::{Authority, PathAndQuery};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::Code;
 use tonic_health::pb::{
@@ -19,10 +19,11 @@ use tower::service_fn;
 use super::{
     balance::Chance,
     config::{ResilienceConfig, UpstreamConfig},
-    dial::{Dialer, Shape},
+    dial::Dialer,
     measure::Measures,
     outlier::Outlier,
     pool::{Bounds, NoStream, Pool},
+    wire::{Incoming, Messages, Outgoing, Shape},
 };
 use crate::Body;
 
@@ -199,12 +200,20 @@ async fn check(calls: &Arc<Pool>) -> Result<(), NotWell> {
 async fn send(
     pool: Arc<Pool>,
     mut request: http::Request<Body>,
-) -> Result<http::Response<hyper::body::Incoming>, tonic::Status> {
+) -> Result<http::Response<Incoming>, tonic::Status> {
     let lease = pool.take().await.map_err(|error| match error {
         NoStream::Away(why) => tonic::Status::unavailable(why),
         NoStream::Full => tonic::Status::unavailable("too many calls wait"),
     })?;
-    let path = request.uri().path().to_owned();
-    *request.uri_mut() = super::origin("instance", &path)?;
-    lease.send(request).await.map_err(|error| tonic::Status::unavailable(error.into_error().to_string()))
+    let path = request.uri().path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+    let origin = super::origin(Authority::from_static("instance"), path);
+    *request.uri_mut() = origin.map_err(|error| tonic::Status::internal(error.to_string()))?;
+    let (head, body) = request.into_parts();
+    let head = http::Request::from_parts(head, ());
+    let sent = lease.send(Outgoing { head, messages: Messages::Stream(body) }).map_err(|unsent| unsent.error);
+    let answer = match sent {
+        Ok(sent) => sent.answer().await,
+        Err(error) => Err(error),
+    };
+    answer.map_err(|error| tonic::Status::unavailable(error.to_string()))
 }

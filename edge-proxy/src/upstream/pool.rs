@@ -10,17 +10,18 @@ use std::{
     time::Duration,
 };
 
-use hyper::{body::Incoming, client::conn::http2::SendRequest};
 use tokio::{
     sync::Notify,
     time::{Instant, timeout_at},
 };
 
+use crate::batched::batched;
+
 use super::{
     balance::Chance,
-    dial::{Dialer, Shape},
+    dial::Dialer,
+    wire::{Outgoing, Run, Sent, Shape, Unsent, Wire},
 };
-use crate::Body;
 
 /// The first pause after a connection that could not be made, and the longest: an instance that is back is
 /// noticed within a second.
@@ -77,7 +78,7 @@ struct Dialling {
 /// One connection.
 #[derive(Debug)]
 struct Line {
-    sender: SendRequest<Body>,
+    wire: Wire,
     open: AtomicUsize,
     room: Arc<AtomicUsize>,
     used_at: Mutex<Instant>,
@@ -100,10 +101,6 @@ pub(super) struct Lease {
     pool: Arc<Pool>,
     line: Arc<Line>,
 }
-
-/// The outcome of a request; it comes back when it was never sent.
-pub(super) type Sent =
-    Result<http::Response<Incoming>, hyper::client::conn::TrySendError<http::Request<Body>>>;
 
 impl Pool {
     pub(super) fn new(address: Arc<str>, dialer: Dialer, shape: Shape, bounds: Bounds) -> Arc<Self> {
@@ -210,7 +207,7 @@ impl Pool {
     fn try_take(self: &Arc<Self>) -> Option<Lease> {
         let lines = self.lines.read().unwrap_or_else(PoisonError::into_inner);
         let (kept, more) = lines.split_at(lines.len().min(self.bounds.min));
-        let least = kept.iter().filter(|line| !line.sender.is_closed());
+        let least = kept.iter().filter(|line| !line.wire.is_closed());
         let least = least.min_by_key(|line| line.open.load(Ordering::Relaxed));
         let line = least.into_iter().chain(more).find(|line| line.try_open(self.bounds.streams))?.clone();
         self.open.fetch_add(1, Ordering::Relaxed);
@@ -235,9 +232,9 @@ impl Pool {
         let room = Arc::new(AtomicUsize::new(0));
         let dialled = self.dialer.dial(&self.address, self.shape, room.clone()).await;
         match dialled {
-            Ok(dialled) => {
+            Ok((wire, run)) => {
                 let line = Arc::new(Line {
-                    sender: dialled.sender,
+                    wire,
                     open: AtomicUsize::new(0),
                     room,
                     used_at: Mutex::new(Instant::now()),
@@ -246,7 +243,7 @@ impl Pool {
                 self.lines.write().unwrap_or_else(PoisonError::into_inner).push(line.clone());
                 self.made.fetch_add(1, Ordering::Relaxed);
                 *self.dialling() = Dialling::default();
-                tokio::spawn(self.clone().keep(Arc::downgrade(&line), dialled.run));
+                tokio::spawn(self.clone().keep(Arc::downgrade(&line), run));
             }
             Err(error) => self.failed(&error),
         }
@@ -271,15 +268,11 @@ impl Pool {
     }
 
     /// Carries a connection to its end.
-    async fn keep(
-        self: Arc<Self>,
-        line: std::sync::Weak<Line>,
-        run: std::pin::Pin<Box<dyn Future<Output = hyper::Result<()>> + Send>>,
-    ) {
+    async fn keep(self: Arc<Self>, line: std::sync::Weak<Line>, run: Run) {
         let pool = Arc::downgrade(&self);
         // A pool that nobody has any more ends with its connections.
         drop(self);
-        let ended = run.await;
+        let ended = batched(run).await;
         let Some(pool) = pool.upgrade() else { return };
         if let Err(error) = ended {
             tracing::debug!(address = %pool.address, %error, "a connection to an instance ended");
@@ -307,7 +300,7 @@ impl Line {
     fn try_open(&self, streams: usize) -> bool {
         let room = self.room.load(Ordering::Relaxed);
         let limit = if streams == 0 { room } else { room.min(streams) };
-        !self.sender.is_closed()
+        !self.wire.is_closed()
             && self
                 .open
                 .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |open| (open < limit).then_some(open + 1))
@@ -320,9 +313,9 @@ impl Line {
 }
 
 impl Lease {
-    /// Sends a request. Dropping what this returns resets the stream.
-    pub(super) fn send(&self, request: http::Request<Body>) -> impl Future<Output = Sent> + Send + use<> {
-        self.line.sender.clone().try_send_request(request)
+    /// Sends a request.
+    pub(super) fn send(&self, request: Outgoing) -> Result<Sent, Unsent> {
+        self.line.wire.send(request)
     }
 
     /// Whether the end of this connection counts: for all that was under way on it only once.
