@@ -400,3 +400,24 @@ fn too_many(keys: i64, over_in_ms: i64) -> Error {
     Error::new(Kind::ResourceExhausted, "TOO_MANY_IDEMPOTENCY_KEYS", message)
         .retry_after(Duration::from_millis(over_in_ms.max(1_000).unsigned_abs()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::IdempotencyConfig;
+
+    #[test]
+    fn settings_out_of_bounds_are_named() {
+        let check = |hours, max_per_caller| IdempotencyConfig { hours, max_per_caller }.check();
+        for (hours, most) in [(1, 1), (24, 10_000), (720, 1_000_000)] {
+            check(hours, most).unwrap();
+        }
+        for (hours, most, name) in [
+            (0, 1, "idempotency.hours"),
+            (721, 1, "idempotency.hours"),
+            (1, 0, "idempotency.max_per_caller"),
+            (1, 1_000_001, "idempotency.max_per_caller"),
+        ] {
+            assert!(check(hours, most).unwrap_err().to_string().contains(name));
+        }
+    }
+}

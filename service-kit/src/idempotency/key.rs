@@ -34,8 +34,8 @@ impl Key {
         if values.next().is_some() {
             return Err(malformed("must be there once"));
         }
-        let rule = "must be a string such as \"8e03978e-40d5-43dd-bc93-6894a57f9324\", with or without the quotes: \
-             1 to 255 printable characters of ASCII";
+        let rule = "must be 1 to 255 printable characters of ASCII, such as \"8e03978e-40d5-43dd-bc93-6894a57f9324\"; \
+             without the quotes there is no space in it, and none of `\"`, `\\`, `,` and `;`";
         let key = parse(value).ok_or_else(|| malformed(rule))?;
         Ok(Some(Self(key.into())))
     }

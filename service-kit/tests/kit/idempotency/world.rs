@@ -310,27 +310,25 @@ impl World {
               $$ BEGIN RAISE EXCEPTION 'no notes'; END $$;
             CREATE TRIGGER no_notes BEFORE UPDATE OF outcome ON idempotency_keys
               FOR EACH ROW EXECUTE FUNCTION no_notes()";
-        match &self.database {
-            Database::Sqlite(pool) => {
-                let mut tx = pool.begin().await.unwrap();
-                sqlx::raw_sql(SQLITE).execute(&mut *tx).await.unwrap();
-                tx.commit().await.unwrap();
-            }
-            Database::Postgres(pool) => drop(sqlx::raw_sql(POSTGRES).execute(pool.read()).await.unwrap()),
-        }
+        self.define(SQLITE, POSTGRES).await.unwrap();
     }
 
     /// Answers can be noted again.
     pub(super) async fn keep_answers(&self) {
+        self.define("DROP TRIGGER no_notes", "DROP TRIGGER no_notes ON idempotency_keys").await.unwrap();
+    }
+
+    async fn define(&self, sqlite: &'static str, postgres: &'static str) -> sqlx::Result<()> {
         match &self.database {
             Database::Sqlite(pool) => {
-                let mut tx = pool.begin().await.unwrap();
-                sqlx::raw_sql("DROP TRIGGER no_notes").execute(&mut *tx).await.unwrap();
-                tx.commit().await.unwrap();
+                let mut tx = pool.begin().await?;
+                sqlx::raw_sql(sqlite).execute(&mut *tx).await?;
+                tx.commit().await
             }
             Database::Postgres(pool) => {
-                let drop_it = "DROP TRIGGER no_notes ON idempotency_keys";
-                drop(sqlx::raw_sql(drop_it).execute(pool.read()).await.unwrap());
+                let mut tx = pool.begin().await?;
+                sqlx::raw_sql(postgres).execute(&mut *tx).await?;
+                tx.commit().await
             }
         }
     }
