@@ -6,8 +6,8 @@ use anyhow::Context as _;
 use secrecy::SecretString;
 use serde::Deserialize;
 use service_kit::{
-    client::UpstreamConfig, db::DatabaseConfig, telemetry::TelemetryConfig, tls::TlsConfig,
-    token::TokenConfig,
+    client::UpstreamConfig, db::DatabaseConfig, idempotency::IdempotencyConfig, telemetry::TelemetryConfig,
+    tls::TlsConfig, token::TokenConfig,
 };
 use url::Url;
 
@@ -25,6 +25,8 @@ pub struct Config {
     pub tls: TlsConfig,
     /// Where accounts are kept.
     pub database: DatabaseConfig,
+    /// The keys of callers.
+    pub idempotency: IdempotencyConfig,
     /// What access tokens say.
     pub token: TokenConfig,
     /// Where the other services are.

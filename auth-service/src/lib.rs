@@ -17,6 +17,7 @@ use service_kit::{
     admin::Readiness,
     client::Upstream,
     db::Database,
+    idempotency::Keys,
     outbox::{Nudge, Relay},
     seal::Sealer,
     server::{GrpcServer, Listeners, Running},
@@ -72,6 +73,7 @@ pub async fn start_at(config: Config, listeners: Listeners, clock: Clock) -> any
     let keys = SigningKeys::new(&stores.keys, &sealer, &clock, &journal, &config.keys);
     let keys = Arc::new(KeyRing::load(keys).await?);
     let tasks = Tasks::new();
+    let callers = Keys::start(&database, config.idempotency, clock.clone(), &tasks)?;
     domain::pruning::spawn(&tasks, stores.clone(), &config, journal.clone(), clock.clone());
     let revocations = stores.revocations.clone();
     let feed = RevocationFeed::spawn(&tasks, revocations, keys.clone(), clock.clone()).await?;
@@ -104,7 +106,7 @@ pub async fn start_at(config: Config, listeners: Listeners, clock: Clock) -> any
     let nudge = shared.membership_nudge.clone();
     let entries = store::outbox(&database);
     Relay::spawn(&tasks, service_accounts::TOPIC, entries, Arc::new(memberships), nudge);
-    let routes = grpc::routes(&shared, keys, feed, verifier.clone())?;
+    let routes = callers.guard(grpc::routes(&shared, keys, feed, verifier.clone())?);
     let readiness = Readiness::new().with_database(&database);
     let server = GrpcServer { name: NAME, identity, verifier, routes, tasks, readiness, reflection };
     server.serve(listeners).await

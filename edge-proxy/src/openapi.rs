@@ -121,7 +121,8 @@ fn operation(method: &MethodPolicy, binding: &HttpBinding, at: usize, schemas: &
     }
     operation.insert("tags".into(), json!(tags));
     operation.insert("security".into(), security(method));
-    let parameters = parameters(method, binding, schemas);
+    let mut parameters = parameters(method, binding, schemas);
+    parameters.extend(method.takes_key.then(|| json!({"$ref": "#/components/parameters/IdempotencyKey"})));
     if !parameters.is_empty() {
         operation.insert("parameters".into(), parameters.into());
     }
@@ -276,6 +277,12 @@ fn responses(method: &MethodPolicy, binding: &HttpBinding, schemas: &mut Schemas
         };
         responses.insert(status.into(), success);
     }
+    if method.takes_key {
+        let header = json!({"$ref": "#/components/headers/IdempotencyReplayed"});
+        responses
+            .values_mut()
+            .for_each(|success| success["headers"]["Idempotency-Replayed"] = header.clone());
+    }
     let error = if method.access == Access::Gateway { "InternalError" } else { "Problem" };
     let error = json!({"$ref": format!("#/components/responses/{error}")});
     responses.insert("4XX".into(), error.clone());
@@ -296,6 +303,12 @@ const STREAM: &str =
     "A stream: each event, or line, is a message. One that fails ends with the event `error`.";
 const STREAM_OF_CHOICES: &str = "A stream. An event has the name of the member that is set, and only that \
     member as its data; a line is the whole message. A stream that fails ends with the event `error`.";
+
+/// What a key promises.
+const KEY: &str = "A text of your own for this request, such as a random UUID: 1 to 255 printable characters of ASCII, with or without \
+    quotes (draft-ietf-httpapi-idempotency-key-header). The request is done once; the same request with the same key gets \
+    the answer of the first, for 24 hours unless operators choose another time. Another request with the key is a 422, one while \
+    the first is under way a 409.";
 
 /// What the edge answers itself.
 fn own_paths() -> BTreeMap<String, Map<String, Value>> {
@@ -416,6 +429,14 @@ fn components(schemas: Schemas) -> Value {
     };
     json!({
         "schemas": all,
+        "parameters": {"IdempotencyKey": {
+            "name": "Idempotency-Key", "in": "header", "required": false, "description": KEY,
+            "schema": {"type": "string", "minLength": 1}, "example": "8e03978e-40d5-43dd-bc93-6894a57f9324",
+        }},
+        "headers": {"IdempotencyReplayed": {
+            "description": "`true`: this is the answer to an earlier request with the same `Idempotency-Key`.",
+            "schema": {"type": "string", "const": "true"},
+        }},
         "responses": {
             "Problem": error("application/problem+json", "Problem"),
             "InternalError": error("application/json", "InternalError"),

@@ -76,8 +76,12 @@ impl Asked {
 
 impl From<Error> for Refusal {
     fn from(error: Error) -> Self {
-        // The one refusal of a service that HTTP has a status of its own for.
-        let status = (error.reason() == "NOT_ACCEPTABLE").then_some(StatusCode::NOT_ACCEPTABLE);
+        // The refusals of services that HTTP has a status of its own for.
+        let status = match error.reason() {
+            "NOT_ACCEPTABLE" => Some(StatusCode::NOT_ACCEPTABLE),
+            "IDEMPOTENCY_KEY_REUSED" => Some(StatusCode::UNPROCESSABLE_ENTITY),
+            _ => None,
+        };
         Self(Box::new(Inner { error, status, headers: Vec::new(), route: None, problem: Problem::Plain }))
     }
 }

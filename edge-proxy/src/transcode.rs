@@ -16,7 +16,11 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header, request::Parts};
 use hyper::body::Incoming;
 use proto::{Access, HttpBinding, MethodPolicy};
-use service_kit::{Error, client_info::ACCEPT};
+use service_kit::{
+    Error,
+    client_info::ACCEPT,
+    idempotency::{HEADER, REPLAYED},
+};
 use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
 
@@ -241,6 +245,10 @@ pub(crate) async fn serve(
     headers.extend(parts.headers.get(X_REQUEST_ID).map(|id| (X_REQUEST_ID, id.clone())));
     client.introduce(client::described(&parts.headers), headers);
     headers.extend(accepted);
+    if policy.takes_key {
+        // All of them: several are the service's to refuse.
+        headers.extend(parts.headers.get_all(&HEADER).iter().map(|key| (HEADER, key.clone())));
+    }
     let class = edge.live.load().switches.class(policy)?;
     let (gates, ticket, upstream) = (edge.load.clone(), client.ticket(), upstream.clone());
     if matches!(form, Form::Many(_)) {
@@ -280,7 +288,15 @@ async fn one(
     let Answer { message, metadata } =
         tokio::time::timeout_at(deadline, answer).await.map_err(|_| rescue::late())??;
     let reply = message.and_then(|message| plan.reply(message, policy));
-    let mut reply = if policy.cookies { with_cookies(reply, &metadata)? } else { reply? };
+    let carried = match policy {
+        policy if policy.cookies => Some(header::SET_COOKIE),
+        policy if policy.takes_key => Some(REPLAYED),
+        _ => None,
+    };
+    let mut reply = match carried {
+        Some(name) => carrying(reply, &metadata, &name)?,
+        None => reply?,
+    };
     Secret::mark(policy, &mut reply);
     if policy.access == Access::Public && policy.cache_max_age_s > 0 {
         let rule = format!("public, max-age={}", policy.cache_max_age_s);
@@ -301,17 +317,21 @@ fn accept(headers: &HeaderMap) -> Result<Option<(HeaderName, HeaderValue)>, Erro
     Ok(Some((ACCEPT, list)))
 }
 
-/// Lets browsers keep what the service wants them to, also where it refuses.
-fn with_cookies(reply: Result<Response, Error>, metadata: &HeaderMap) -> Result<Response, Refusal> {
-    let set = metadata.get_all(header::SET_COOKIE).iter().cloned();
+/// Passes a header of the service on, also where it refuses: what browsers are to keep, or that it answered before.
+fn carrying(
+    reply: Result<Response, Error>,
+    metadata: &HeaderMap,
+    name: &HeaderName,
+) -> Result<Response, Refusal> {
+    let values = metadata.get_all(name).iter().cloned();
     match reply {
         Ok(mut reply) => {
-            reply.headers_mut().extend(set.map(|cookie| (header::SET_COOKIE, cookie)));
+            reply.headers_mut().extend(values.map(|value| (name.clone(), value)));
             Ok(reply)
         }
         Err(error) => {
-            let add = |refusal: Refusal, cookie| refusal.with_header(header::SET_COOKIE, cookie);
-            Err(set.fold(error.into(), add))
+            let add = |refusal: Refusal, value| refusal.with_header(name.clone(), value);
+            Err(values.fold(error.into(), add))
         }
     }
 }

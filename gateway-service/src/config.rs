@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use service_kit::{
-    bus::BusConfig, client::UpstreamConfig, db::DatabaseConfig, telemetry::TelemetryConfig, tls::TlsConfig,
-    token::TokenConfig,
+    bus::BusConfig, client::UpstreamConfig, db::DatabaseConfig, idempotency::IdempotencyConfig,
+    telemetry::TelemetryConfig, tls::TlsConfig, token::TokenConfig,
 };
 
 /// How often an instance gives a sign of life, unless the others are told to be less patient.
@@ -26,6 +26,8 @@ pub struct Config {
     pub tls: TlsConfig,
     /// Where its data is.
     pub database: DatabaseConfig,
+    /// The keys of callers.
+    pub idempotency: IdempotencyConfig,
     /// What access tokens must say.
     pub token: TokenConfig,
     /// Logs and traces.

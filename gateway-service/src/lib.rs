@@ -25,6 +25,7 @@ use service_kit::{
     bus::{self, Announcer, Bus},
     client::Upstream,
     db::Database,
+    idempotency::Keys,
     outbox::{Nudge, Relay},
     server::{GrpcServer, Listeners, Running, max_request_bytes},
     shutdown::Tasks,
@@ -74,6 +75,7 @@ pub async fn start_at(config: Config, listeners: Listeners, clock: Clock) -> any
     let project = Upstream::new(&identity, "project-service", &config.upstreams.project)?;
     let verifier = Verifier::new(config.token, Arc::new(RemoteAuthority::new(auth)), clock.clone());
     verifier.follow(&tasks);
+    let keys = Keys::start(&database, config.idempotency, clock.clone(), &tasks)?;
     let parts = Service {
         link: config.link,
         stores: Stores::new(&database),
@@ -86,7 +88,7 @@ pub async fn start_at(config: Config, listeners: Listeners, clock: Clock) -> any
         name: NAME,
         identity,
         verifier,
-        routes: parts.routes().await?,
+        routes: keys.guard(parts.routes().await?),
         tasks,
         readiness: Readiness::new().with_database(&database),
         reflection: config.reflection,

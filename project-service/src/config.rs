@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 use service_kit::{
-    bus::BusConfig, client::UpstreamConfig, db::DatabaseConfig, telemetry::TelemetryConfig, tls::TlsConfig,
-    token::TokenConfig,
+    bus::BusConfig, client::UpstreamConfig, db::DatabaseConfig, idempotency::IdempotencyConfig,
+    telemetry::TelemetryConfig, tls::TlsConfig, token::TokenConfig,
 };
 
 /// The whole configuration.
@@ -24,6 +24,8 @@ pub struct Config {
     pub database: DatabaseConfig,
     /// Its keys.
     pub keys: KeysConfig,
+    /// The keys of callers.
+    pub idempotency: IdempotencyConfig,
     /// What access tokens must say.
     pub token: TokenConfig,
     /// Logs and traces.

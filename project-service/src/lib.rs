@@ -16,6 +16,7 @@ use service_kit::{
     bus::{self, Announcer},
     client::Upstream,
     db::Database,
+    idempotency::Keys,
     outbox::{Nudge, Relay},
     seal::Sealer,
     server::{GrpcServer, Listeners, Running},
@@ -100,6 +101,7 @@ pub async fn start(config: Config, listeners: Listeners) -> anyhow::Result<Runni
         .add_service(ApiGrpc { apis, revisions }.server())
         .add_service(DeploymentGrpc { deployments: deployments.clone() }.server())
         .add_service(DesiredStateGrpc { deployments, imports }.server());
+    let routes = Keys::start(&database, config.idempotency, clock.clone(), &tasks)?.guard(routes);
     let auth = Upstream::new(&identity, "auth-service", &config.upstreams.auth)?;
     let verifier = Verifier::new(config.token, Arc::new(RemoteAuthority::new(auth)), clock);
     verifier.follow(&tasks);

@@ -1,9 +1,13 @@
 //! What the descriptors say of each RPC beyond its types: policy, HTTP bindings, retry safety.
 
-use std::{collections::HashMap, sync::LazyLock, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::LazyLock,
+    time::Duration,
+};
 
 use prost::Message as _;
-use prost_reflect::{DescriptorPool, DynamicMessage, MethodDescriptor, Value};
+use prost_reflect::{DescriptorPool, DynamicMessage, Kind, MessageDescriptor, MethodDescriptor, Value};
 
 use crate::google::api::{HttpRule, http_rule::Pattern};
 
@@ -58,6 +62,8 @@ pub struct MethodPolicy {
     pub no_side_effects: bool,
     /// May be sent again after any failure.
     pub idempotent: bool,
+    /// Takes an `Idempotency-Key`: a USER method with one request and one answer that creates or causes something once.
+    pub takes_key: bool,
     /// How the edge keeps its answers. Only of methods with one request and one answer.
     pub cache: Option<Cache>,
     /// Where the method lies in REST; the first is the one to show.
@@ -126,6 +132,7 @@ impl MethodPolicy {
             _ => 0,
         };
         let streaming = descriptor.is_client_streaming() || descriptor.is_server_streaming();
+        let creates = !policy.location.is_empty() || policy.takes_key;
         Self {
             path: format!("/{}/{}", descriptor.parent_service().full_name(), descriptor.name()),
             access: policy.access(),
@@ -133,6 +140,8 @@ impl MethodPolicy {
             proof: policy.proof(),
             accepted: policy.accepted,
             cookies: policy.cookies,
+            // What may be sent again anyway needs no key, and without a caller there is nobody whose key it is.
+            takes_key: creates && policy.access() == Access::User && level == 0 && !streaming,
             permission: policy.permission,
             max_deadline: (!streaming).then(|| match policy.max_deadline_ms {
                 0 => DEFAULT_MAX_DEADLINE,
@@ -159,11 +168,23 @@ impl MethodPolicy {
         service.rsplit_once('.').map_or("", |(package, _)| package)
     }
 
+    /// Whether a request can hold a map. Its entries have no order, so equal requests may differ in their bytes.
+    pub fn asks_with_maps(&self) -> bool {
+        holds_map(&self.descriptor.input(), &mut HashSet::new())
+    }
+
     /// Whether a service may call the method directly.
     pub fn admits_peer(&self, service: &str) -> bool {
         (self.access != Access::Service && service == "edge-proxy")
             || self.peers.iter().any(|peer| peer == service)
     }
+}
+
+fn holds_map(message: &MessageDescriptor, seen: &mut HashSet<String>) -> bool {
+    seen.insert(message.full_name().to_owned())
+        && message.fields().any(|field| {
+            field.is_map() || matches!(field.kind(), Kind::Message(inner) if holds_map(&inner, seen))
+        })
 }
 
 fn extension<T: prost::Message + Default>(

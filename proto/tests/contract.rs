@@ -12,6 +12,20 @@ use proto::{Access, Contract, HttpBinding, MethodPolicy, Proof, docs::comment};
 /// Lists that are short by nature and come whole: a gateway's tokens are few.
 const WHOLE_LISTS: &[&str] = &["/tollgate.gateway.v1.GatewayService/ListTokens"];
 
+/// What changes something once and takes no `Idempotency-Key`: logins and their factors, which have secrets of their
+/// own that count once, or are simply done again.
+const WITHOUT_KEY: &[&str] = &[
+    "/tollgate.auth.v1.AuthService/ChangePassword",
+    "/tollgate.auth.v1.AuthService/Logout",
+    "/tollgate.auth.v1.DeviceService/DecideDeviceAuthorization",
+    "/tollgate.auth.v1.ProviderService/StartProviderLink",
+    "/tollgate.auth.v1.SecondFactorService/ConfirmTotp",
+    "/tollgate.auth.v1.SecondFactorService/RenewRecoveryCodes",
+    "/tollgate.auth.v1.SecondFactorService/StartPasskeyRegistration",
+    "/tollgate.auth.v1.SecondFactorService/StartTotp",
+    "/tollgate.auth.v1.SessionService/Reauthenticate",
+];
+
 fn services() -> Vec<ServiceDescriptor> {
     let mut services: Vec<_> = Contract::get().pool().services().filter(|s| ours(s.full_name())).collect();
     services.sort_by(|a, b| a.full_name().cmp(b.full_name()));
@@ -255,6 +269,24 @@ fn what_is_kept_says_when_it_changed() {
 }
 
 #[test]
+fn what_creates_takes_a_key() {
+    let mut wrong = Vec::new();
+    for method in methods() {
+        let path = &method.path;
+        let streams = method.descriptor.is_client_streaming() || method.descriptor.is_server_streaming();
+        let once = method.access == Access::User && !method.idempotent && !streams;
+        let exempt = WITHOUT_KEY.contains(&path.as_str());
+        if method.takes_key && (!once || exempt || method.cookies) {
+            wrong.push(format!("{path} takes a key that it has no use for"));
+        }
+        if once && !method.takes_key && !exempt {
+            wrong.push(format!("{path} changes something once and takes no key"));
+        }
+    }
+    none(wrong);
+}
+
+#[test]
 fn lists_come_in_pages() {
     let mut wrong = Vec::new();
     let listed = |method: &MethodPolicy| method.descriptor.name().starts_with("List");
@@ -342,6 +374,7 @@ fn render_method(text: &mut String, method: &MethodDescriptor) {
     }));
     facts.extend(policy.max_deadline.map(|deadline| format!("{} ms", deadline.as_millis())));
     facts.push(format!("{} bytes", policy.max_request_bytes));
+    facts.extend(policy.takes_key.then(|| "takes a key".to_owned()));
     facts.push(if policy.no_side_effects {
         "no side effects".to_owned()
     } else if policy.idempotent {

@@ -157,9 +157,12 @@ impl SqlitePool {
         &self.readers
     }
 
-    /// Starts a writing transaction; it waits here for its turn, and not in the middle.
+    /// Starts a writing transaction; it waits here for its turn, and not in the middle. What it does is done under
+    /// the idempotency key of the call, if there is one.
     pub async fn begin(&self) -> sqlx::Result<Transaction<'static, Sqlite>> {
-        self.writer.begin_with("BEGIN IMMEDIATE").await
+        let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await?;
+        crate::idempotency::perform(&mut *tx).await?;
+        Ok(tx)
     }
 }
 
@@ -199,9 +202,11 @@ impl PostgresPool {
         &self.0
     }
 
-    /// Starts a transaction.
+    /// Starts a transaction. What it does is done under the idempotency key of the call, if there is one.
     pub async fn begin(&self) -> sqlx::Result<Transaction<'static, Postgres>> {
-        self.0.begin().await
+        let mut tx = self.0.begin().await?;
+        crate::idempotency::perform(&mut *tx).await?;
+        Ok(tx)
     }
 }
 

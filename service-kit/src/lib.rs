@@ -14,6 +14,7 @@ pub mod db;
 pub mod error;
 pub mod field;
 pub mod id;
+pub mod idempotency;
 pub mod opaque;
 pub mod outbox;
 pub mod page;

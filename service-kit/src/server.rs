@@ -265,11 +265,15 @@ where
 }
 
 fn panicked(panic: Box<dyn std::any::Any + Send>) -> Response<Body> {
+    tonic::Status::from(of_panic(&*panic)).into_http()
+}
+
+/// A handler that panicked is our fault, and what it said is for the log.
+pub(crate) fn of_panic(panic: &(dyn std::any::Any + Send)) -> crate::Error {
     let message = panic
         .downcast_ref::<String>()
         .map(String::as_str)
         .or_else(|| panic.downcast_ref::<&str>().copied())
         .unwrap_or("no message");
-    let error = crate::Error::internal(anyhow::anyhow!("a handler panicked: {message}"));
-    tonic::Status::from(error).into_http()
+    crate::Error::internal(anyhow::anyhow!("a handler panicked: {message}"))
 }

@@ -13,6 +13,8 @@ mod gateway_link;
 mod identity;
 #[path = "e2e/kept.rs"]
 mod kept;
+#[path = "e2e/keys.rs"]
+mod keys;
 #[path = "e2e/lifecycle.rs"]
 mod lifecycle;
 #[path = "e2e/native.rs"]

@@ -287,7 +287,7 @@ fn the_layers_of_the_edge_are_listed_in_their_order() {
 }
 
 #[test]
-fn outboxes_have_the_tables_that_the_kit_expects() {
+fn services_have_the_tables_that_the_kit_expects() {
     let holds = |folder: &Path, wanted: &str| {
         files(folder, &[".sql"]).iter().any(|file| read(file).contains(wanted.trim()))
     };
@@ -297,7 +297,12 @@ fn outboxes_have_the_tables_that_the_kit_expects() {
             holds(&migrations, service_kit::outbox::SCHEMA),
             "{name}: other than service_kit::outbox::SCHEMA"
         );
+        assert!(
+            holds(&migrations, service_kit::idempotency::SCHEMA),
+            "{name}: other than service_kit::idempotency::SCHEMA"
+        );
     }
     // The kit's own tests run on the same tables.
-    assert!(holds(&root().join("service-kit/tests/migrations"), service_kit::outbox::SCHEMA));
+    let own = root().join("service-kit/tests/migrations");
+    assert!(holds(&own, service_kit::outbox::SCHEMA) && holds(&own, service_kit::idempotency::SCHEMA));
 }

@@ -74,6 +74,8 @@ pub(crate) enum Reply {
     After(Arc<Semaphore>, Box<Reply>),
     /// Another reply with these cookies in its metadata.
     Cookies(Vec<&'static str>, Box<Reply>),
+    /// Another reply that was given before.
+    Replayed(Box<Reply>),
 }
 
 /// The services that a signer is.
@@ -404,6 +406,11 @@ async fn answer(reply: Reply, rest: axum::body::Body, seen: &Arc<Seen>) -> http:
             let mut response = Box::pin(answer(*reply, rest, seen)).await;
             let cookies = cookies.into_iter().map(|cookie| (SET_COOKIE, HeaderValue::from_static(cookie)));
             response.headers_mut().extend(cookies);
+            return response;
+        }
+        Reply::Replayed(reply) => {
+            let mut response = Box::pin(answer(*reply, rest, seen)).await;
+            response.headers_mut().insert("idempotency-replayed", HeaderValue::from_static("true"));
             return response;
         }
         Reply::After(gate, reply) => {

@@ -16,6 +16,7 @@ mod faults;
 mod grpc;
 mod hardening;
 mod harness;
+mod keys;
 mod load;
 mod observed;
 mod opaque;

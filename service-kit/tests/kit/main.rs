@@ -3,5 +3,6 @@
 
 mod bus;
 mod databases;
+mod idempotency;
 mod mesh;
 mod tokens;

@@ -204,8 +204,14 @@ pub(super) async fn programs(account: &Account, anybody: &Client, canaries: &mut
     let robot = text_at(&made.expect(201).unwrap(), "/id").unwrap().to_owned();
     let keys = format!("/api/v1/service-accounts/{robot}/keys");
     for (name, path) in [("a personal token", "/api/v1/auth/tokens"), ("a service account's key", &*keys)] {
-        let made =
-            owner.post(path, &json!({"name": "n", "scopes": ["*"]})).await.unwrap().expect(201).unwrap();
+        let key = unique("canary-idempotency-key");
+        canaries.keep("an idempotency key", &key);
+        let keyed = owner.with_header("idempotency-key", &key).unwrap();
+        let made = async || {
+            keyed.post(path, &json!({"name": "n", "scopes": ["*"]})).await.unwrap().expect(201).unwrap()
+        };
+        let (made, again) = (made().await, made().await);
+        assert_eq!(made["token"], again["token"]);
         let (id, token) = (text_at(&made, "/id").unwrap(), text_at(&made, "/token").unwrap());
         canaries.keep_token(name, token, '_');
         let program = anybody.with_token(token);
