@@ -6,30 +6,13 @@ use proto::{auth::TokenPair, project::Api};
 use service_kit::Error;
 
 use super::{
-    client::{Answer, frame},
+    client::{Answer, frame, split_web},
     harness::{Reply, World, ok},
 };
 
 const LOGIN: &str = "/tollgate.auth.v1.AuthService/Login";
 const GET_API: &str = "/tollgate.project.v1.ApiService/GetApi";
 const CONNECT: &str = "/tollgate.gateway.v1.GatewayLink/Connect";
-
-/// Message frames and the trailer frame of a gRPC-Web body.
-fn split(body: Bytes) -> (Vec<Bytes>, String) {
-    let (mut rest, mut messages, mut trailers) = (body, Vec::new(), String::new());
-    while !rest.is_empty() {
-        let length = u32::from_be_bytes(rest[1..5].try_into().unwrap()) as usize;
-        let piece = rest.slice(5..5 + length);
-        assert!(trailers.is_empty(), "the trailer frame is the last");
-        match rest[0] {
-            0 => messages.push(piece),
-            0x80 => trailers = String::from_utf8(piece.to_vec()).unwrap(),
-            flag => panic!("flag {flag}"),
-        }
-        rest = rest.slice(5 + length..);
-    }
-    (messages, trailers)
-}
 
 fn text(answer: &Answer) -> Bytes {
     // Each flush may be padded by itself.
@@ -51,7 +34,7 @@ async fn binary_and_text_over_both_versions_of_http() {
             let answer = ask.send(body).await;
             assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
             assert!(answer.header("content-type").starts_with(kind.trim_end_matches("+proto")), "{answer:?}");
-            let (messages, trailers) = split(if is_text { text(&answer) } else { answer.body.clone() });
+            let (messages, trailers) = split_web(if is_text { text(&answer) } else { answer.body.clone() });
             assert_eq!(TokenPair::decode(messages[0].clone()).unwrap().access_token, "a");
             assert!(trailers.contains("grpc-status:0"), "{trailers:?}");
             let call = world.calls().pop().unwrap();
@@ -82,7 +65,7 @@ async fn streams_of_the_service_come_through() {
         World::start(move |_| Reply::Stream(messages.clone(), tonic::Status::aborted("enough"))).await;
     let ask = world.post(CONNECT).header("content-type", "application/grpc-web").header("api-key", "k");
     let answer = ask.h1().send(frame(b"")).await;
-    let (messages, trailers) = split(answer.body);
+    let (messages, trailers) = split_web(answer.body);
     assert_eq!(messages, [&b"a"[..], b"b"]);
     assert!(trailers.contains("grpc-status:10"), "{trailers:?}");
 }
