@@ -9,7 +9,9 @@ use h2::Reason;
 use http::StatusCode;
 use prost::Message as _;
 use proto::project::Api;
+use service_kit::Error;
 use tokio::sync::Semaphore;
+use tonic::Status;
 
 use super::{
     harness::World,
@@ -244,4 +246,78 @@ async fn calls_under_way_survive_what_others_do() {
     let bad = answers.iter().filter(|answer| answer.grpc_status() == "1").count();
     assert_eq!((good, bad), (20, 20));
     nothing_leaks(&world, &rogue).await;
+}
+
+#[tokio::test]
+async fn a_status_that_cannot_be_read_is_still_one() {
+    let stage = Stage::new();
+    let details = Status::from(Error::not_found("API"));
+    let mut headers = http::HeaderMap::new();
+    details.add_header(&mut headers).unwrap();
+    let details = headers["grpc-status-details-bin"].to_str().unwrap().trim_end_matches('=').to_owned();
+    let details: &'static str = details.leak();
+    let missing =
+        |message| vec![("grpc-status", "5"), ("grpc-message", message), ("grpc-status-details-bin", details)];
+    // A message that is no text: the code counts, and the details.
+    for message in ["caf%E9", "100%", "%zz%"] {
+        for act in [Act::Only(missing(message)), Act::Trailers(missing(message))] {
+            let rogue = stage.rogue(move |_| act.clone()).await;
+            let world = stage.world(rogue.addr, &[("cache.enabled", "false")]).await;
+            assert_eq!(grpc(&world, READ).await.grpc_status(), "5", "{message}");
+            let rest = world.get("/api/v1/apis/a1").user().send("").await;
+            assert_eq!((rest.status, &rest.json()["reason"]), (StatusCode::NOT_FOUND, &"NOT_FOUND".into()));
+            let connect = world.post(READ).user().json("{}").await;
+            assert_eq!(
+                (connect.status, &connect.json()["code"]),
+                (StatusCode::NOT_FOUND, &"not_found".into())
+            );
+            nothing_leaks(&world, &rogue).await;
+        }
+    }
+    // Details that are none.
+    let broken = vec![("grpc-status", "14"), ("grpc-message", "not now"), ("grpc-status-details-bin", "!!!")];
+    for act in [Act::Only(broken.clone()), Act::Trailers(broken)] {
+        let rogue = stage.rogue(move |_| act.clone()).await;
+        let world = stage.world(rogue.addr, &[("upstreams.resilience.breaker_failures", "0")]).await;
+        let answer = grpc(&world, READ).await;
+        assert_eq!((answer.complete, answer.grpc_status()), (true, "14"), "{answer:?}");
+        let rest = world.get("/api/v1/apis/a1").user().send("").await;
+        assert_eq!(rest.status, StatusCode::SERVICE_UNAVAILABLE, "{rest:?}");
+        let connect = world.post(READ).user().json("{}").await;
+        assert_eq!(
+            (connect.status, &connect.json()["code"]),
+            (StatusCode::SERVICE_UNAVAILABLE, &"unavailable".into())
+        );
+        nothing_leaks(&world, &rogue).await;
+    }
+}
+
+#[tokio::test]
+async fn what_is_no_grpc_has_a_status_by_its_http_status() {
+    let stage = Stage::new();
+    for (http, status, rest, attempts) in [
+        (400, "13", 500, 1),
+        (401, "16", 401, 1),
+        (403, "7", 403, 1),
+        (404, "12", 501, 1),
+        (418, "13", 500, 1),
+        (429, "14", 503, 3),
+        (431, "13", 500, 1),
+        (502, "14", 503, 3),
+        (503, "14", 503, 3),
+        (504, "14", 503, 3),
+    ] {
+        let rogue = stage.rogue(move |_| Act::Http(http, vec![("content-type", "text/html")])).await;
+        let world = stage.world(rogue.addr, &[("upstreams.resilience.breaker_failures", "0")]).await;
+        let answer = grpc(&world, READ).await;
+        assert_eq!((answer.status.as_u16(), answer.grpc_status()), (200, status), "{http}");
+        assert_eq!((answer.header("content-type"), rogue.calls()), ("application/grpc", attempts), "{http}");
+        let answer = world.get("/api/v1/apis/a1").user().send("").await;
+        assert_eq!(answer.status.as_u16(), rest, "{http}");
+        // A status of gRPC counts more than that of HTTP.
+        let both = vec![("grpc-status", "10"), ("grpc-message", "again")];
+        let rogue = stage.rogue(move |_| Act::Http(http, both.clone())).await;
+        let world = stage.world(rogue.addr, &[]).await;
+        assert_eq!(grpc(&world, READ).await.grpc_status(), "10", "{http}");
+    }
 }
