@@ -372,6 +372,23 @@ async fn an_edge_that_is_its_own_service_does_not_go_round_in_circles() {
 }
 
 #[tokio::test]
+async fn sockets_are_of_http_1_1_and_http_2_says_so() {
+    let world = world().await;
+    let mut wire = Wire::new(&world).await;
+    let settings = wire.next_of(&[SETTINGS]).await.unwrap();
+    let ids: Vec<u8> = settings.payload.chunks(6).map(|setting| setting[1]).collect();
+    // SETTINGS_ENABLE_CONNECT_PROTOCOL (RFC 8441): who asks nevertheless is refused.
+    assert!(!ids.contains(&8) && ids.contains(&3), "{settings:?}");
+    let mut connect = login(&[(b"sec-websocket-version", b"13")]);
+    connect[0] = (b":method", b"CONNECT");
+    connect[3] = (b":path", b"/api/internal/v1/ws/gateways/connect");
+    connect.insert(1, (b":protocol", b"websocket"));
+    wire.ask(1, 0, &connect).await;
+    let refused = wire.next_of(&[HEADERS, RST_STREAM, GOAWAY]).await.unwrap();
+    assert_eq!((refused.kind, refused.code()), (RST_STREAM, 1), "{refused:?}");
+}
+
+#[tokio::test]
 async fn methods_that_nobody_knows_are_refused() {
     let world = world().await;
     for method in ["TRACE", "BREW", "CONNECT"] {
