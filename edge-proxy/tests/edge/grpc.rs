@@ -159,7 +159,7 @@ async fn a_stream_always_ends_with_a_status() {
     for reply in [|| Reply::Hang, || Reply::Stall(b"a".to_vec())] {
         let world = World::start(move |_| reply()).await;
         let started = Instant::now();
-        let headers = [("api-key", "k"), ("grpc-timeout", "300m")];
+        let headers = [("api-key", "k"), ("grpc-timeout", "1000m")];
         let answer = world.grpc(CONNECT, &headers, &[b""]).await;
         assert_eq!((answer.complete, answer.grpc_status()), (true, "4"), "{answer:?}");
         assert!(started.elapsed() < Duration::from_secs(5));
