@@ -14,7 +14,7 @@ use tokio::{
     task::JoinSet,
 };
 
-use crate::support::{PATIENCE, Services, signed_up, wait_for};
+use crate::support::{PATIENCE, Services, signed_up};
 
 const PATH: &str = "/api/v1/auth/profile";
 
@@ -132,14 +132,10 @@ async fn an_edge_is_restarted_and_no_connection_is_refused() {
         old = new;
     }
     crowd.done.store(true, Ordering::Relaxed);
-    wait_for("all clients end", async || {
-        clients.is_empty().then_some(()).or(match clients.try_join_next() {
-            Some(ended) => {
-                ended.unwrap();
-                None
-            }
-            None => None,
-        })
-    })
-    .await;
+    let end = async {
+        while let Some(ended) = clients.join_next().await {
+            ended.unwrap();
+        }
+    };
+    tokio::time::timeout(PATIENCE, end).await.expect("all clients end");
 }
