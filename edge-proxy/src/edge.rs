@@ -14,7 +14,7 @@ use service_kit::{
 };
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tonic::service::Routes;
-use tonic_health::ServingStatus;
+use tonic_health::pb::health_server::HealthServer;
 use tower_http::cors::CorsLayer;
 
 use crate::{
@@ -22,6 +22,7 @@ use crate::{
     cache::{self, Cache},
     composite::{self, Composites},
     exchange::Exchange,
+    grpc,
     health::Health,
     layers::{cors, trace::Figures},
     live::{Fixed, Live},
@@ -170,15 +171,8 @@ impl Upstreams {
 
 /// `grpc.health.v1`, and reflection in development.
 fn local(reflection: bool, tasks: &Tasks) -> anyhow::Result<Routes> {
-    let (health, service) = tonic_health::server::health_reporter();
-    let stop = tasks.stopping();
-    tasks.spawn("health", async move {
-        health.set_service_status("", ServingStatus::Serving).await;
-        stop.cancelled().await;
-        health.set_service_status("", ServingStatus::NotServing).await;
-        Ok(())
-    });
-    let mut routes = Routes::new(service);
+    let health = HealthServer::new(grpc::health::Own::new(tasks.stopping()));
+    let mut routes = Routes::new(health);
     if reflection {
         routes = routes
             .add_service(service_kit::server::reflection(proto::DESCRIPTORS)?)

@@ -1,5 +1,6 @@
 //! gRPC as it is: messages pass through unread, in both directions, as they come.
 
+pub(crate) mod health;
 mod inflate;
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header};
@@ -91,16 +92,17 @@ fn is_local(path: &str) -> bool {
     path.starts_with("/grpc.health.v1.") || path.starts_with("/grpc.reflection.")
 }
 
-/// What the edge answers itself ends with the edge too: reflection and `Watch` are streams.
+/// What the edge answers itself ends with the edge too: reflection is a stream, and so is `Watch`, which ends itself.
 async fn local(edge: &Edge, request: http::Request<Body>) -> Response {
     let mut alive = None;
+    let is_reflection = !request.uri().path().starts_with("/grpc.health.");
     let request = request.map(|body| {
         let (mut body, _) = Counted::new(body, usize::MAX);
         alive = Some(body.end_with_answer());
         Body::new(body)
     });
     let response = edge.local.clone().oneshot(request).await.unwrap_or_else(|never| match never {});
-    let stop = Some(edge.tasks.stopping().cancelled_owned());
+    let stop = is_reflection.then(|| edge.tasks.stopping().cancelled_owned());
     response.map(|body| Body::new(Guarded::new(body, None, stop).keeping(alive)))
 }
 

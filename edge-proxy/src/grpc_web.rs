@@ -1,8 +1,10 @@
 //! gRPC-Web (binary and text) in front of the gRPC pass-through; tonic-web translates the framing.
 
+mod text;
+
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
-use http::{Method, StatusCode};
+use http::{HeaderValue, Method, StatusCode, header};
 use tonic_web::GrpcWebLayer;
 use tower::{Layer as _, ServiceExt as _, service_fn};
 
@@ -18,9 +20,15 @@ pub(crate) async fn serve(edge: Arc<Edge>, request: Request) -> Result<Response,
     if request.method() != Method::POST {
         return Err(Refusal::http(StatusCode::METHOD_NOT_ALLOWED, "METHOD_NOT_ALLOWED", "gRPC-Web is POST"));
     }
-    let (parts, body) = request.into_parts();
+    let (mut parts, body) = request.into_parts();
+    let is_text = is_text(parts.headers.get(header::CONTENT_TYPE))?;
     let within = Duration::from_millis(edge.config.limits.request_body_ms);
     let body = body::at_hand(&parts, body, within).await?;
+    // tonic-web takes only padding at the very end, and types without parameters. The answer follows `Accept`.
+    parts
+        .headers
+        .insert(header::CONTENT_TYPE, const { HeaderValue::from_static("application/grpc-web+proto") });
+    let body = if is_text { Body::new(text::Decoded::new(body)) } else { body };
     let request = http::Request::from_parts(parts, body);
     let inner = service_fn(move |request: http::Request<Body>| {
         let edge = edge.clone();
@@ -33,4 +41,18 @@ pub(crate) async fn serve(edge: Arc<Edge>, request: Request) -> Result<Response,
     });
     let answer = GrpcWebLayer::new().layer(inner).oneshot(request).await;
     Ok(answer.unwrap_or_else(|never| match never {}))
+}
+
+/// Whether messages come as base64; fails when they are no protobuf.
+fn is_text(content_type: Option<&HeaderValue>) -> Result<bool, Refusal> {
+    let text = content_type.and_then(|value| value.to_str().ok()).unwrap_or_default();
+    match text.split(';').next().unwrap_or_default().trim() {
+        "application/grpc-web" | "application/grpc-web+proto" => Ok(false),
+        "application/grpc-web-text" | "application/grpc-web-text+proto" => Ok(true),
+        _ => Err(Refusal::http(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "UNSUPPORTED_MEDIA_TYPE",
+            "messages are `application/grpc-web+proto` or `application/grpc-web-text+proto`",
+        )),
+    }
 }

@@ -19,6 +19,7 @@ mod pool;
 pub(crate) mod report;
 mod retry;
 mod source;
+mod status;
 #[cfg(test)]
 mod testing;
 mod wire;

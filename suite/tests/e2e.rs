@@ -25,6 +25,8 @@ mod observed;
 mod operations;
 #[path = "e2e/otlp.rs"]
 mod otlp;
+#[path = "e2e/outage.rs"]
+mod outage;
 #[path = "e2e/process.rs"]
 mod process;
 #[path = "e2e/project_flow.rs"]
@@ -42,3 +44,5 @@ mod signup;
 #[path = "e2e/sse.rs"]
 mod sse;
 mod support;
+#[path = "e2e/takeover.rs"]
+mod takeover;

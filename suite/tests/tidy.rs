@@ -306,3 +306,50 @@ fn services_have_the_tables_that_the_kit_expects() {
     let own = root().join("service-kit/tests/migrations");
     assert!(holds(&own, service_kit::outbox::SCHEMA) && holds(&own, service_kit::idempotency::SCHEMA));
 }
+
+/// The names of the tests in a file: functions with a test's attribute, and those of proptest.
+fn tests_in(text: &str) -> BTreeSet<&str> {
+    let mut found = BTreeSet::new();
+    let (mut is_test, mut is_proptest) = (false, false);
+    for line in text.lines() {
+        let line = line.trim();
+        is_proptest |= line.starts_with("proptest!");
+        is_test |= line.starts_with("#[test]") || line.starts_with("#[tokio::test");
+        let declared = line.strip_prefix("async ").unwrap_or(line).strip_prefix("fn ");
+        if let Some(name) = declared.and_then(|rest| rest.split('(').next()) {
+            if std::mem::take(&mut is_test) || is_proptest {
+                found.insert(name);
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn the_tests_that_the_standards_name_are_there() {
+    let mut known: BTreeSet<String> = BTreeSet::new();
+    for file in ARROWS.iter().flat_map(|(name, _)| files(&root().join(name), &[".rs"])) {
+        let text = read(&file);
+        // `fields/tests.rs` holds those of `fields`.
+        let named = if file.ends_with("tests.rs") { file.parent().unwrap() } else { &file };
+        let stem = named.file_stem().unwrap().to_string_lossy();
+        known.extend(tests_in(&text).into_iter().map(|test| format!("{stem}::{test}")));
+    }
+    let document = read(&root().join("docs/conformance.md"));
+    let quoted: Vec<&str> = document.split('`').skip(1).step_by(2).collect();
+    let is_word =
+        |text: &str| text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
+    let named = quoted.iter().filter(|text| {
+        text.split_once("::")
+            .is_some_and(|(file, test)| is_word(file) && is_word(test) && **text != "module::test")
+    });
+    let named: BTreeSet<&str> = named.copied().collect();
+    assert!(named.len() > 150, "tests are no longer found in the document: {}", named.len());
+    let gone: Vec<String> =
+        named.iter().filter(|name| !known.contains(**name)).map(|name| (*name).to_owned()).collect();
+    assert_none("tests that docs/conformance.md names and nobody has", &gone);
+    let scripts = quoted.iter().filter(|text| text.starts_with("conformance/"));
+    let gone: Vec<String> =
+        scripts.filter(|path| !root().join(path).exists()).map(|path| (*path).to_owned()).collect();
+    assert_none("scripts that docs/conformance.md names and nobody has", &gone);
+}

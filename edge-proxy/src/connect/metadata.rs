@@ -30,10 +30,12 @@ fn is_reserved(name: &HeaderName) -> bool {
     text.starts_with("grpc-") || text.starts_with("connect-") || RESERVED.contains(name)
 }
 
-/// The headers of the gRPC call; its deadline is among them.
+/// The headers of the gRPC call; its deadline is among them. `Connection` stays until what it names is gone too,
+/// which is the same for all calls.
 pub(super) fn of_request(mut headers: HeaderMap) -> Result<HeaderMap, Error> {
     let timeout = timeout(&headers)?;
-    for name in headers.keys().filter(|name| is_reserved(name)).cloned().collect::<Vec<_>>() {
+    let is_ours = |name: &&HeaderName| is_reserved(name) && **name != header::CONNECTION;
+    for name in headers.keys().filter(is_ours).cloned().collect::<Vec<_>>() {
         headers.remove(name);
     }
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));

@@ -9,6 +9,7 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode, header};
 use http_body::{Body as _, Frame, SizeHint};
+use service_kit::Kind;
 use tokio::time::Instant;
 use tonic::{Code, Status};
 
@@ -20,6 +21,7 @@ use super::{
     instance::Instance,
     pool::Lease,
     retry::Pushback,
+    status,
     wire::{Incoming, Outgoing},
 };
 use crate::Body;
@@ -133,6 +135,7 @@ pub(super) async fn judge(
     head.headers.remove(header::CONTENT_LENGTH);
     if let Some(code) = code_in(&head.headers) {
         // Trailers-Only: this is all there is.
+        status::mend(&mut head.headers);
         ticket.end(code, &head.headers);
         let pushback = pushback(code, &head.headers);
         return last(http::Response::from_parts(head, Body::empty()), code, pushback);
@@ -140,7 +143,12 @@ pub(super) async fn judge(
     if head.status != StatusCode::OK {
         let failure = Failure::of_http(head.status);
         ticket.broke(&failure);
-        return Err(Lost::failure(failure, Pushback::of(&head.headers)));
+        // Whoever stands there instead of the service says no, and would again.
+        let pushback = match failure.kind {
+            Kind::Unavailable => Pushback::of(&head.headers),
+            _ => Pushback::Never,
+        };
+        return Err(Lost::failure(failure, pushback));
     }
     ticket.begun();
     let mut answer = Answer { inner, ticket: Some(ticket), first: None };
@@ -208,16 +216,21 @@ impl Answer {
         }
         let frame = ready!(Pin::new(&mut self.inner).poll_frame(cx));
         let failure = match frame {
-            Some(Ok(frame)) => match frame.trailers_ref().map(|trailers| (code_in(trailers), trailers)) {
-                None => return Poll::Ready(Some(Ok(frame))),
-                Some((Some(code), trailers)) => {
-                    if let Some(mut ticket) = self.ticket.take() {
-                        ticket.end(code, trailers);
-                    }
-                    return Poll::Ready(Some(Ok(frame)));
+            Some(Ok(mut frame)) => {
+                if let Some(trailers) = frame.trailers_mut() {
+                    status::mend(trailers);
                 }
-                Some((None, _)) => Failure::without_status(),
-            },
+                match frame.trailers_ref().map(|trailers| (code_in(trailers), trailers)) {
+                    None => return Poll::Ready(Some(Ok(frame))),
+                    Some((Some(code), trailers)) => {
+                        if let Some(mut ticket) = self.ticket.take() {
+                            ticket.end(code, trailers);
+                        }
+                        return Poll::Ready(Some(Ok(frame)));
+                    }
+                    Some((None, _)) => Failure::without_status(),
+                }
+            }
             Some(Err(error)) => Failure::broken(error),
             None => Failure::without_status(),
         };

@@ -25,6 +25,7 @@ async fn preflights_are_answered_before_anybody_is_known() {
     assert!(answer.header("access-control-allow-headers").contains("authorization"));
     assert!(answer.header("vary").to_lowercase().contains("origin"));
     assert_eq!(answer.header("access-control-allow-credentials"), "true");
+    assert_eq!(answer.header("access-control-max-age"), "600");
     for stranger in
         ["https://evil.example", "null", "https://app.example.com.evil.example", "http://app.example.com"]
     {
@@ -33,6 +34,26 @@ async fn preflights_are_answered_before_anybody_is_known() {
         assert_eq!(answer.header("access-control-allow-credentials"), "", "{stranger}");
     }
     assert!(world.calls().is_empty());
+}
+
+#[tokio::test]
+async fn preflights_are_no_calls_for_any_limit() {
+    let options = Options::default().set("cors.allowed_origins", format!("[\"{ORIGIN}\"]"));
+    let world = World::with(options.set("limits.address_per_minute", 1), |_| ok(&TokenPair::default())).await;
+    for h1 in [false, true] {
+        for _ in 0..5 {
+            let ask = world.ask(Method::OPTIONS, "/api/v1/auth/login").header("origin", ORIGIN);
+            let ask = ask.header("access-control-request-method", "POST");
+            let answer = if h1 { ask.h1() } else { ask }.send("").await;
+            assert_eq!(answer.status, StatusCode::NO_CONTENT, "{answer:?}");
+            assert_eq!(answer.header("access-control-allow-origin"), ORIGIN);
+        }
+    }
+    let login = async || world.post("/api/v1/auth/login").header("origin", ORIGIN).json("{}").await;
+    assert_eq!(login().await.status, StatusCode::OK, "the one that there is");
+    let refused = login().await;
+    assert_eq!(refused.status, StatusCode::TOO_MANY_REQUESTS, "{refused:?}");
+    assert_eq!(refused.header("access-control-allow-origin"), ORIGIN, "scripts can read that too");
 }
 
 #[tokio::test]

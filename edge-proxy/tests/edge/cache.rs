@@ -115,7 +115,7 @@ async fn an_answer_is_given_again_while_it_is_fresh() {
 
 #[tokio::test]
 async fn nobody_gets_what_another_asked_for() {
-    let world = World::start(versions()).await;
+    let world = world(&clock()).await;
     let ask = |token: String| {
         let bearer = format!("Bearer {token}");
         let world = &world;
@@ -307,7 +307,7 @@ async fn nothing_older_than_trusted_is_given_out() {
 
 #[tokio::test]
 async fn who_writes_reads_what_was_written() {
-    let world = World::start(versions()).await;
+    let world = world(&clock()).await;
     let read = async |path: &str, user: &str| {
         let bearer = format!("Bearer {}", world.token_with(|claims| claims["sub"] = user.into()));
         let answer = world.get(path).header("authorization", &bearer).send("").await;
@@ -351,8 +351,8 @@ async fn publish(url: &str, subject: &str) {
 #[tokio::test]
 async fn a_change_elsewhere_is_heard_on_the_bus() {
     let bus = "memory:edge-cache-bus";
-    let options = Options::default().set("bus.url", format!("\"{bus}\""));
-    let world = World::with(options, versions()).await;
+    let options = Options { clock: clock(), ..Options::default() };
+    let world = World::with(options.set("bus.url", format!("\"{bus}\"")), versions()).await;
     world.get(PATH).user().send("").await;
     for other in ["changed.api.a2", "changed.project.p1", "changed.user.v", "gateway.events.a1"] {
         publish(bus, other).await;

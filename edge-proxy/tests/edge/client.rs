@@ -70,6 +70,23 @@ pub(crate) fn frame(message: &[u8]) -> Bytes {
     frame.freeze()
 }
 
+/// Message frames and the trailer frame of a gRPC-Web body.
+pub(crate) fn split_web(body: Bytes) -> (Vec<Bytes>, String) {
+    let (mut rest, mut messages, mut trailers) = (body, Vec::new(), String::new());
+    while !rest.is_empty() {
+        let length = u32::from_be_bytes(rest[1..5].try_into().unwrap()) as usize;
+        let piece = rest.slice(5..5 + length);
+        assert!(trailers.is_empty(), "the trailer frame is the last");
+        match rest[0] {
+            0 => messages.push(piece),
+            0x80 => trailers = String::from_utf8(piece.to_vec()).unwrap(),
+            flag => panic!("flag {flag}"),
+        }
+        rest = rest.slice(5 + length..);
+    }
+    (messages, trailers)
+}
+
 /// The edge's TLS, with this protocol asked for.
 pub(crate) async fn tls(world: &World, alpn: &[&str]) -> TlsStream<TcpStream> {
     tls_after(world, alpn, b"").await.unwrap()

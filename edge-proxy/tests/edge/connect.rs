@@ -215,7 +215,7 @@ async fn what_has_no_side_effects_is_a_get_too() {
 #[tokio::test]
 async fn the_deadline_is_the_edges() {
     let world = World::start(|_| Reply::Hang).await;
-    let answer = world.post(GET_API).user().header("connect-timeout-ms", "200").json("{}").await;
+    let answer = world.post(GET_API).user().header("connect-timeout-ms", "1000").json("{}").await;
     assert_eq!((answer.status.as_u16(), &answer.json()["code"]), (504, &json!("deadline_exceeded")));
     world.given_up(1).await;
 }

@@ -9,7 +9,9 @@ use h2::Reason;
 use http::StatusCode;
 use prost::Message as _;
 use proto::project::Api;
+use service_kit::Error;
 use tokio::sync::Semaphore;
+use tonic::Status;
 
 use super::{
     harness::World,
@@ -179,22 +181,25 @@ async fn the_deadline_is_the_edges() {
     let rogue = stage.rogue(|_| Act::Hang).await;
     let world = stage.world(rogue.addr, &[]).await;
     let started = Instant::now();
-    let headers = [("authorization", &*world.bearer()), ("grpc-timeout", "300m")];
+    states(&world, &["well"]).await;
+    let headers = [("authorization", &*world.bearer()), ("grpc-timeout", "1000m")];
     let answer = world.grpc(READ, &headers, &[b""]).await;
     assert_eq!((answer.complete, answer.grpc_status()), (true, "4"), "{answer:?}");
     let get = || world.get("/api/v1/apis/a1").user();
-    let answer = get().header("request-timeout", "0.3").send("").await;
+    let answer = get().header("request-timeout", "1").send("").await;
     assert_eq!(answer.status, StatusCode::GATEWAY_TIMEOUT, "{answer:?}");
     assert!(started.elapsed() < Duration::from_secs(10));
     // The instance hears of it at once, and was told before.
     until("both are cancelled", async || rogue.record.cancelled.load(Ordering::SeqCst) == 2).await;
     let told = rogue.headers("grpc-timeout");
-    assert!(told.iter().flatten().all(|rest| rest.trim_end_matches('m').parse::<u32>().unwrap() <= 300));
+    assert!(told.iter().flatten().all(|rest| rest.trim_end_matches('m').parse::<u32>().unwrap() <= 1_000));
     let answer = get().header("request-timeout", "soon").send("").await;
     assert_eq!((answer.status.as_u16(), &answer.json()["reason"]), (400, &"INVALID_TIMEOUT".into()));
     // A client that leaves ends the call too.
-    let left = tokio::time::timeout(Duration::from_millis(200), grpc(&world, READ));
-    assert!(left.await.is_err());
+    tokio::select! {
+        answer = grpc(&world, READ) => panic!("nobody answers: {answer:?}"),
+        () = until("the third has come", async || rogue.calls() == 3) => {}
+    }
     until("the third is cancelled", async || rogue.record.cancelled.load(Ordering::SeqCst) == 3).await;
     nothing_leaks(&world, &rogue).await;
 }
@@ -244,4 +249,78 @@ async fn calls_under_way_survive_what_others_do() {
     let bad = answers.iter().filter(|answer| answer.grpc_status() == "1").count();
     assert_eq!((good, bad), (20, 20));
     nothing_leaks(&world, &rogue).await;
+}
+
+#[tokio::test]
+async fn a_status_that_cannot_be_read_is_still_one() {
+    let stage = Stage::new();
+    let details = Status::from(Error::not_found("API"));
+    let mut headers = http::HeaderMap::new();
+    details.add_header(&mut headers).unwrap();
+    let details = headers["grpc-status-details-bin"].to_str().unwrap().trim_end_matches('=').to_owned();
+    let details: &'static str = details.leak();
+    let missing =
+        |message| vec![("grpc-status", "5"), ("grpc-message", message), ("grpc-status-details-bin", details)];
+    // A message that is no text: the code counts, and the details.
+    for message in ["caf%E9", "100%", "%zz%"] {
+        for act in [Act::Only(missing(message)), Act::Trailers(missing(message))] {
+            let rogue = stage.rogue(move |_| act.clone()).await;
+            let world = stage.world(rogue.addr, &[("cache.enabled", "false")]).await;
+            assert_eq!(grpc(&world, READ).await.grpc_status(), "5", "{message}");
+            let rest = world.get("/api/v1/apis/a1").user().send("").await;
+            assert_eq!((rest.status, &rest.json()["reason"]), (StatusCode::NOT_FOUND, &"NOT_FOUND".into()));
+            let connect = world.post(READ).user().json("{}").await;
+            assert_eq!(
+                (connect.status, &connect.json()["code"]),
+                (StatusCode::NOT_FOUND, &"not_found".into())
+            );
+            nothing_leaks(&world, &rogue).await;
+        }
+    }
+    // Details that are none.
+    let broken = vec![("grpc-status", "14"), ("grpc-message", "not now"), ("grpc-status-details-bin", "!!!")];
+    for act in [Act::Only(broken.clone()), Act::Trailers(broken)] {
+        let rogue = stage.rogue(move |_| act.clone()).await;
+        let world = stage.world(rogue.addr, &[("upstreams.resilience.breaker_failures", "0")]).await;
+        let answer = grpc(&world, READ).await;
+        assert_eq!((answer.complete, answer.grpc_status()), (true, "14"), "{answer:?}");
+        let rest = world.get("/api/v1/apis/a1").user().send("").await;
+        assert_eq!(rest.status, StatusCode::SERVICE_UNAVAILABLE, "{rest:?}");
+        let connect = world.post(READ).user().json("{}").await;
+        assert_eq!(
+            (connect.status, &connect.json()["code"]),
+            (StatusCode::SERVICE_UNAVAILABLE, &"unavailable".into())
+        );
+        nothing_leaks(&world, &rogue).await;
+    }
+}
+
+#[tokio::test]
+async fn what_is_no_grpc_has_a_status_by_its_http_status() {
+    let stage = Stage::new();
+    for (http, status, rest, attempts) in [
+        (400, "13", 500, 1),
+        (401, "16", 401, 1),
+        (403, "7", 403, 1),
+        (404, "12", 501, 1),
+        (418, "13", 500, 1),
+        (429, "14", 503, 3),
+        (431, "13", 500, 1),
+        (502, "14", 503, 3),
+        (503, "14", 503, 3),
+        (504, "14", 503, 3),
+    ] {
+        let rogue = stage.rogue(move |_| Act::Http(http, vec![("content-type", "text/html")])).await;
+        let world = stage.world(rogue.addr, &[("upstreams.resilience.breaker_failures", "0")]).await;
+        let answer = grpc(&world, READ).await;
+        assert_eq!((answer.status.as_u16(), answer.grpc_status()), (200, status), "{http}");
+        assert_eq!((answer.header("content-type"), rogue.calls()), ("application/grpc", attempts), "{http}");
+        let answer = world.get("/api/v1/apis/a1").user().send("").await;
+        assert_eq!(answer.status.as_u16(), rest, "{http}");
+        // A status of gRPC counts more than that of HTTP.
+        let both = vec![("grpc-status", "10"), ("grpc-message", "again")];
+        let rogue = stage.rogue(move |_| Act::Http(http, both.clone())).await;
+        let world = stage.world(rogue.addr, &[]).await;
+        assert_eq!(grpc(&world, READ).await.grpc_status(), "10", "{http}");
+    }
 }

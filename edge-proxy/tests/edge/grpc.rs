@@ -159,7 +159,7 @@ async fn a_stream_always_ends_with_a_status() {
     for reply in [|| Reply::Hang, || Reply::Stall(b"a".to_vec())] {
         let world = World::start(move |_| reply()).await;
         let started = Instant::now();
-        let headers = [("api-key", "k"), ("grpc-timeout", "300m")];
+        let headers = [("api-key", "k"), ("grpc-timeout", "1000m")];
         let answer = world.grpc(CONNECT, &headers, &[b""]).await;
         assert_eq!((answer.complete, answer.grpc_status()), (true, "4"), "{answer:?}");
         assert!(started.elapsed() < Duration::from_secs(5));
@@ -204,4 +204,28 @@ async fn draining_ends_streams_and_finishes_calls() {
     assert_eq!((answer.complete, answer.grpc_status()), (true, "14"), "{answer:?}");
     assert!(started.elapsed() < Duration::from_secs(5));
     assert!(tokio::net::TcpStream::connect(addr).await.is_err());
+}
+
+#[tokio::test]
+async fn health_is_watched_and_goes_before_the_edge_does() {
+    const CHECK: &str = "/grpc.health.v1.Health/Check";
+    const WATCH: &str = "/grpc.health.v1.Health/Watch";
+    let world = World::start(|_| Reply::Hang).await;
+    // "x", which nobody knows: one refuses it, the other would tell when it comes to be.
+    assert_eq!(world.grpc(CHECK, &[], &[b"\x0a\x01x"]).await.grpc_status(), "5");
+    let watch = async |message: &'static [u8]| {
+        let ask = world.post(WATCH).header("content-type", "application/grpc").header("te", "trailers");
+        let body = http_body_util::Full::new(frame(message)).map_err(|never| match never {});
+        let mut response = ask.open(body.boxed_unsync()).await;
+        let first = response.body_mut().frame().await.unwrap().unwrap().into_data().unwrap();
+        (response, first)
+    };
+    let (unknown, first) = watch(b"\x0a\x01x").await;
+    assert_eq!(first, frame(b"\x08\x03"), "SERVICE_UNKNOWN");
+    let (known, first) = watch(b"").await;
+    assert_eq!(first, frame(b"\x08\x01"), "SERVING");
+    let (unknown, known, ()) =
+        tokio::join!(super::client::read(unknown), super::client::read(known), world.edge.shutdown());
+    assert_eq!((unknown.body.len(), unknown.grpc_status()), (0, "14"), "{unknown:?}");
+    assert_eq!((&known.body, known.grpc_status()), (&frame(b"\x08\x02"), "14"), "NOT_SERVING: {known:?}");
 }

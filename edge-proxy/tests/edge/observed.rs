@@ -109,10 +109,17 @@ async fn a_trace_goes_through() {
     let world = World::start(|_| ok(&TokenPair::default())).await;
     let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
     let parent = format!("00-{trace}-00f067aa0ba902b7-01");
-    let answer = world.post("/api/v1/auth/login").header("traceparent", &parent).json("{}").await;
-    assert_eq!(answer.status, 200);
-    let upstream = world.call().header("traceparent").unwrap().to_owned();
-    assert!(upstream.contains(trace) && upstream != parent, "{upstream}");
+    // Sampled or not, and what vendors add: all of it goes on.
+    for flags in ["01", "00"] {
+        let parent = format!("00-{trace}-00f067aa0ba902b7-{flags}");
+        let ask = world.post("/api/v1/auth/login").header("traceparent", &parent);
+        let answer = ask.header("tracestate", "vendor=t61rcWkgMzE,other=1").json("{}").await;
+        assert_eq!(answer.status, 200);
+        let call = world.calls().pop().unwrap();
+        let upstream = call.header("traceparent").unwrap();
+        assert!(upstream.contains(trace) && upstream != parent && upstream.ends_with(flags), "{upstream}");
+        assert_eq!(call.header("tracestate"), Some("vendor=t61rcWkgMzE,other=1"));
+    }
     let answer = world.post("/api/v1/auth/login").header("traceparent", &parent).json("{").await;
     assert_eq!(answer.json()["traceId"], trace);
     // A broken parent is no parent.
@@ -123,4 +130,29 @@ async fn a_trace_goes_through() {
         url_scheme=\"https\",network_protocol_version=\"2\",http_response_status_code=\"400\",\
         http_route=\"/api/v1/auth/login\"}";
     assert!(metrics.contains(expected), "{metrics}");
+    // A method of one's own makes no series of its own, and a path none at all.
+    let brew = http::Method::from_bytes(b"BREW").unwrap();
+    world.ask(brew, "/canary-path").send("").await;
+    let metrics = service_kit::telemetry::render_metrics();
+    assert!(metrics.contains("http_request_method=\"_OTHER\""), "{metrics}");
+    assert!(!metrics.contains("BREW") && !metrics.contains("canary"), "{metrics}");
+    for bound in [
+        "0.005", "0.01", "0.025", "0.05", "0.075", "0.1", "0.25", "0.5", "0.75", "1", "2.5", "5", "7.5", "10",
+    ] {
+        let bucket = |line: &str| {
+            line.starts_with("http_server_request_duration_seconds_bucket")
+                && line.contains(&format!("le=\"{bound}\""))
+        };
+        assert!(metrics.lines().any(bucket), "{bound}: {metrics}");
+    }
+    let called = "rpc_client_call_duration_seconds_count{";
+    let login = "tollgate.auth.v1.AuthService/Login";
+    assert!(metrics.lines().any(|line| line.starts_with(called) && line.contains(login)), "{metrics}");
+    for name in [
+        "http_server_active_requests",
+        "http_server_request_body_size_bytes",
+        "http_server_response_body_size_bytes",
+    ] {
+        assert!(metrics.contains(name), "{name}: {metrics}");
+    }
 }

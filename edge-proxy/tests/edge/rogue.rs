@@ -107,9 +107,20 @@ impl Stage {
         streams: u32,
         script: impl Fn(usize) -> Act + Send + Sync + 'static,
     ) -> Rogue {
+        self.rogue_of("project-service", at, streams, script).await
+    }
+
+    /// An instance of another service.
+    pub(crate) async fn rogue_of(
+        &self,
+        service: &str,
+        at: &str,
+        streams: u32,
+        script: impl Fn(usize) -> Act + Send + Sync + 'static,
+    ) -> Rogue {
         let listener = TcpListener::bind(at).await.unwrap();
         let addr = listener.local_addr().unwrap();
-        let tls = TlsAcceptor::from(self.ca.identity("project-service").unwrap().server.clone());
+        let tls = TlsAcceptor::from(self.ca.identity(service).unwrap().server.clone());
         let (record, stop) = (Arc::new(Record::default()), CancellationToken::new());
         let keep = keep(listener, tls, streams, Arc::new(script), record.clone(), stop.clone());
         Rogue { addr, record, stop, ended: tokio::spawn(keep) }
@@ -334,6 +345,11 @@ pub(crate) async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
 
 /// project-service as `/upstreams` of the admin port has it.
 pub(crate) async fn report(world: &World) -> Value {
+    report_of(world, "project-service").await
+}
+
+/// A service as `/upstreams` has it.
+async fn report_of(world: &World, service: &str) -> Value {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     let mut socket = tokio::net::TcpStream::connect(world.edge.admin_addr).await.unwrap();
     let request = "GET /upstreams HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
@@ -345,7 +361,7 @@ pub(crate) async fn report(world: &World) -> Value {
     let services = report["upstreams"].as_array().unwrap().iter();
     let mut services: HashMap<_, _> =
         services.map(|service| (service["service"].as_str().unwrap(), service)).collect();
-    services.remove("project-service").unwrap().clone()
+    services.remove(service).unwrap().clone()
 }
 
 /// Waits until each instance is in this state.
@@ -360,8 +376,13 @@ pub(crate) async fn states(world: &World, expected: &[&str]) {
 
 /// Waits until nothing is open any more, as the edge counts and as the instance does.
 pub(crate) async fn nothing_leaks(world: &World, rogue: &Rogue) {
+    nothing_leaks_at(world, "project-service", rogue).await;
+}
+
+/// The same of an instance of another service.
+pub(crate) async fn nothing_leaks_at(world: &World, service: &str, rogue: &Rogue) {
     until("nothing is open", async || {
-        let report = report(world).await;
+        let report = report_of(world, service).await;
         let instances = report["instances"].as_array().unwrap().clone();
         let open = |pool: &str| instances.iter().map(|i| i[pool]["open"].as_u64().unwrap()).sum::<u64>();
         open("calls") + open("streams") == 0 && rogue.record.open.load(Ordering::SeqCst) == 0

@@ -234,3 +234,50 @@ async fn a_service_that_breaks_off_ends_the_call() {
     assert_eq!(last["end"]["error"]["code"], "unavailable", "{last}");
     assert_eq!(close(&mut socket).await, 1013);
 }
+
+/// A frame of a client, masked with zeroes.
+fn masked(head: u8, payload: &[u8]) -> Vec<u8> {
+    let length = u8::try_from(payload.len()).unwrap();
+    [&[head, 0x80 | length, 0, 0, 0, 0], payload].concat()
+}
+
+#[tokio::test]
+async fn frames_that_the_standard_forbids_close_the_socket_and_nothing_is_compressed() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let world = world(|| Reply::Echo).await;
+    for (what, frame, code) in [
+        ("text that is not UTF-8", masked(0x81, &[0xff, 0xfe]), 1007),
+        ("no mask", vec![0x81, 1, b'{'], 1002),
+        ("a bit that no extension gave a meaning", masked(0xc1, b"{}"), 1002),
+        ("a kind of frame that nobody knows", masked(0x83, b"{}"), 1002),
+        ("a control frame in pieces", masked(0x09, b"x"), 1002),
+        ("a piece of nothing", masked(0x80, b"x"), 1002),
+        ("a close code that none may send", masked(0x88, &1005_u16.to_be_bytes()), 1002),
+    ] {
+        let mut stream = client::tls(&world, &["http/1.1"]).await;
+        let head = format!(
+            "GET {CONNECT} HTTP/1.1\r\nhost: localhost\r\nupgrade: websocket\r\nconnection: upgrade\r\n\
+            sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\napi-key: k\r\n\
+            sec-websocket-protocol: connect.v1+json\r\n\
+            sec-websocket-extensions: permessage-deflate; client_max_window_bits\r\n\r\n"
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        stream.write_all(&frame).await.unwrap();
+        let mut answer = Vec::new();
+        let _ = soon(stream.read_to_end(&mut answer)).await;
+        let end = answer.windows(4).position(|four| four == b"\r\n\r\n").unwrap() + 4;
+        let head = String::from_utf8_lossy(&answer[..end]).to_lowercase();
+        assert!(head.starts_with("http/1.1 101") && !head.contains("extensions"), "{what}: {head}");
+        let mut frames = &answer[end..];
+        // Whatever came before it, the last that is said is why.
+        let mut closed = None;
+        while let [first, length, rest @ ..] = frames {
+            let (payload, after) = rest.split_at(usize::from(*length));
+            if *first == 0x88 {
+                closed = Some(u16::from_be_bytes([payload[0], payload[1]]));
+            }
+            frames = after;
+        }
+        assert_eq!(closed, Some(code), "{what}: {:?}", &answer[end..]);
+    }
+}

@@ -326,7 +326,9 @@ async fn without_gateway_service_a_gateway_is_told_to_come_again() {
 
 #[tokio::test]
 async fn attempts_from_one_address_are_counted() {
-    let mut options = Options::default();
+    // Time stands still: no attempt is given back.
+    let clock = service_kit::Clock::fixed(service_kit::Clock::system().now_ms());
+    let mut options = Options { clock, ..Options::default() };
     let (sender, _peers) = mpsc::unbounded_channel();
     options.gateway = Some(Routes::new(GatewayLinkServer::new(Fake(sender))));
     let world = World::with(options, |_| Reply::Hang).await;

@@ -10,6 +10,7 @@ use service_kit::testing::TestDatabase;
 use tonic::Code;
 
 use crate::{
+    cluster::NEVER_MS,
     gateway::TestGateway,
     harness::{World, fields, quick, until, worlds},
     instance::{Instance, able, answer, beating, frame_or_beat, snapshot},
@@ -120,7 +121,7 @@ async fn instances_of_a_gateway_have_each_their_own_progress() {
 async fn a_newer_connection_of_an_instance_replaces_the_older() {
     // Nobody looks by himself: what happens here happens because of the answer.
     let mut limits = quick();
-    limits.poll_ms = 20_000;
+    limits.poll_ms = NEVER_MS;
     for database in TestDatabase::both() {
         let mut world = World::start(database, limits).await;
         let (gateway, token) = world.gateway("edge-1").await;

@@ -155,8 +155,8 @@ async fn every_connection_of_a_gateway_gets_the_same_sending() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn events_that_nothing_answers_come_until_a_gateway_has_proven_that_it_read_them() {
-    let mut limits = quick();
-    (limits.heartbeat_ms, limits.silence_ms) = (50, 300);
+    // Nobody is given up for silence meanwhile: the gateway of this test says something only now and then.
+    let limits = gateway_service::LinkConfig { heartbeat_ms: 50, ..quick() };
     for database in TestDatabase::both() {
         let world = World::start(database, limits).await;
         let done = async |count: i64| {
@@ -275,15 +275,20 @@ async fn a_shutdown_closes_open_streams_at_once() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connection_begins_with_hello_and_there_is_a_limit() {
-    let mut limits = quick();
-    (limits.max_connections, limits.hello_ms) = (2, 300);
-    let world = World::start(TestDatabase::sqlite(), limits).await;
-    let (_, token) = world.gateway("edge-1").await;
     let first = From::DeploymentAck(DeploymentAck::default());
-    for (first, code) in [(Some(first), Code::InvalidArgument), (None, Code::DeadlineExceeded)] {
+    // Who says something is not to be cut because it took a moment to be read.
+    for (first, hello_ms, code) in
+        [(None, 300, Code::DeadlineExceeded), (Some(first), quick().hello_ms, Code::InvalidArgument)]
+    {
+        let limits = gateway_service::LinkConfig { hello_ms, ..quick() };
+        let world = World::start(TestDatabase::sqlite(), limits).await;
+        let (_, token) = world.gateway("edge-1").await;
         let (_frames, mut stream) = open(&world, &token.token, first).await.unwrap();
         assert_eq!(stream.message().await.unwrap_err().code(), code);
     }
+    let limits = gateway_service::LinkConfig { max_connections: 2, ..quick() };
+    let world = World::start(TestDatabase::sqlite(), limits).await;
+    let (_, token) = world.gateway("edge-1").await;
     let one = TestGateway::connect(&world, &token.token).await;
     let _two = TestGateway::connect(&world, &token.token).await;
     let status = open(&world, &token.token, Some(hello())).await.unwrap_err();

@@ -1,17 +1,13 @@
 //! The platform of a fault test: every process on its own, over a PostgreSQL and a Redis of its own.
 
-use std::{
-    net::TcpListener,
-    path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
-};
+use std::path::PathBuf;
 
 use secrecy::ExposeSecret;
-use service_kit::testing::{TestPostgres, TestRedis, reap_with_us};
+use service_kit::testing::{TestPostgres, TestRedis};
 use suite::{client::Client, trust::Trust};
 use tempfile::TempDir;
 
-use crate::support::wait_for;
+use crate::support::Node;
 
 /// Shorter times than the defaults, so that a test of a minute sees what otherwise takes minutes.
 const GATEWAY: &[&str] = &[
@@ -37,18 +33,6 @@ const EDGE: &[&str] = &[
     "limits.connections_per_address=10000",
 ];
 
-/// One process of the platform.
-#[derive(Debug)]
-pub(crate) struct Node {
-    pub(crate) name: String,
-    address: String,
-    admin: String,
-    settings: Vec<String>,
-    service: &'static str,
-    folder: PathBuf,
-    child: Option<Child>,
-}
-
 /// All of it.
 #[derive(Debug)]
 pub(crate) struct Platform {
@@ -60,70 +44,6 @@ pub(crate) struct Platform {
     _auth: Node,
     trust: Trust,
     folder: TempDir,
-}
-
-impl Node {
-    fn new(folder: &Path, service: &'static str, name: &str, settings: Vec<String>) -> Self {
-        let (address, admin) = (free_address(), free_address());
-        let folder = folder.to_owned();
-        Self { name: name.to_owned(), address, admin, settings, service, folder, child: None }
-    }
-
-    /// Starts the process, where it was before.
-    pub(crate) fn start(&mut self) {
-        let log = std::fs::OpenOptions::new().create(true).append(true).open(self.log()).unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_tollgate"));
-        command.current_dir(&self.folder).args(["serve", self.service]);
-        command.args(["--set", &format!("listen={}", self.address)]);
-        command.args(["--set", &format!("admin_listen={}", self.admin)]);
-        command.args(self.settings.iter().flat_map(|setting| ["--set", setting]));
-        let child = command.stdout(Stdio::null()).stderr(log).spawn().unwrap();
-        // The folder goes with the test; the watcher has one of its own to remove.
-        reap_with_us(&child, &self.folder.join(format!("{}.gone", self.name))).unwrap();
-        self.child = Some(child);
-    }
-
-    pub(crate) async fn ready(&self) {
-        let what = format!("{} is ready", self.name);
-        let url = format!("http://{}/readyz", self.admin);
-        wait_for(&what, async || {
-            let answer = reqwest::get(&url).await;
-            answer.is_ok_and(|answer| answer.status().is_success()).then_some(())
-        })
-        .await;
-    }
-
-    fn log(&self) -> PathBuf {
-        self.folder.join(format!("{}.log", self.name))
-    }
-
-    /// SIGKILL: nothing is flushed, nobody is told.
-    pub(crate) fn kill(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            child.kill().unwrap();
-            child.wait().unwrap();
-        }
-    }
-
-    pub(crate) fn signal(&self, signal: &str) {
-        let pid = self.child.as_ref().expect("a process that runs").id().to_string();
-        assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
-    }
-
-    /// Starts it again if it has ended by itself: whoever runs it in earnest does that too.
-    pub(crate) fn revive(&mut self) -> bool {
-        let ended = self.child.as_mut().is_some_and(|child| child.try_wait().unwrap().is_some());
-        if ended {
-            self.start();
-        }
-        ended
-    }
-}
-
-impl Drop for Node {
-    fn drop(&mut self) {
-        self.kill();
-    }
 }
 
 impl Platform {
@@ -205,9 +125,4 @@ impl Door {
     pub(crate) fn client(&self) -> Client {
         Client::new(&self.url, &self.trust).unwrap()
     }
-}
-
-/// A free address now; nobody keeps it free while a process is away, so the process must insist.
-fn free_address() -> String {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
 }

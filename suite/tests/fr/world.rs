@@ -22,8 +22,9 @@ use crate::support::{Account, GatewayAccount, PATIENCE, client, config_file, wai
 /// The transports that each requirement holds for.
 pub(crate) const ALL: [Transport; 3] = [Transport::WebSocket, Transport::Grpc, Transport::Sse];
 
-/// What is not acknowledged comes again while a test waits; everything is logged as lines of JSON.
-const SETTINGS: &str = "[edge.telemetry]\nformat = \"json\"\nlog = \"info,gateway_service=debug\"\n[gateway.link]\nredeliver_ms = 3000\n";
+/// What is not acknowledged comes again while a test waits, and not while it acknowledges; everything is logged as lines of
+/// JSON.
+const SETTINGS: &str = "[edge.telemetry]\nformat = \"json\"\nlog = \"info,gateway_service=debug\"\n[gateway.link]\nredeliver_ms = 10000\n";
 
 /// A running suite.
 #[derive(Debug)]

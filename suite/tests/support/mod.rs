@@ -5,6 +5,7 @@
 mod account;
 #[path = "../../../auth-service/tests/grpc/authenticator.rs"]
 mod authenticator;
+mod node;
 #[path = "../../../auth-service/tests/grpc/oidc_server.rs"]
 mod oidc_server;
 mod process;
@@ -19,6 +20,7 @@ use tempfile::TempDir;
 
 pub(crate) use account::{Account, GatewayAccount, PASSWORD, signed_up, unique};
 pub(crate) use authenticator::Authenticator;
+pub(crate) use node::{Node, Services};
 pub(crate) use process::Process;
 pub(crate) use provider::Provider;
 
