@@ -2,6 +2,8 @@
 
 mod inflate;
 
+use std::time::Duration;
+
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header};
 use proto::{Contract, MethodPolicy};
 use service_kit::{Error, Kind};
@@ -146,7 +148,11 @@ async fn pass(
     } else {
         let keep = edge.config.upstreams.resilience.retry_body_bytes;
         let start = body::start(body, keep, policy.max_request_bytes.saturating_add(5));
-        match within(budget.deadline, start).await?.map_err(|why| refusal(why, policy))? {
+        let patience = Duration::from_millis(edge.live.load().bounds.request_body_ms);
+        match arrived(budget.deadline, started + patience, start)
+            .await?
+            .map_err(|why| refusal(why, policy))?
+        {
             Start::Whole(bytes) => Payload::Whole(bytes),
             Start::More(body, why) => {
                 refused = Some(why);
@@ -187,16 +193,22 @@ fn refusal(why: Refused, policy: &MethodPolicy) -> Refusal {
     }
 }
 
-/// What is done until a deadline, if there is one.
-async fn within<T>(deadline: Option<Instant>, work: impl Future<Output = T>) -> Result<T, Error> {
+/// What has to arrive until the deadline of the call, if it has one, and until nobody waits for bodies any more.
+async fn arrived<T>(
+    deadline: Option<Instant>,
+    patience: Instant,
+    body: impl Future<Output = T>,
+) -> Result<T, Refusal> {
     match deadline {
-        Some(deadline) => tokio::time::timeout_at(deadline, work).await.map_err(|_| rescue::late()),
-        None => Ok(work.await),
+        Some(deadline) if deadline < patience => {
+            tokio::time::timeout_at(deadline, body).await.map_err(|_| rescue::late().into())
+        }
+        _ => tokio::time::timeout_at(patience, body).await.map_err(|_| body::late()),
     }
 }
 
 /// A `grpc-timeout`: at most eight digits.
-pub(crate) fn timeout_value(limit: std::time::Duration) -> HeaderValue {
+pub(crate) fn timeout_value(limit: Duration) -> HeaderValue {
     let text = match limit.as_millis() {
         0 => format!("{}u", limit.as_micros().max(1)),
         ms @ 1..=99_999_999 => format!("{ms}m"),

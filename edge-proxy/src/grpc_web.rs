@@ -1,13 +1,13 @@
 //! gRPC-Web (binary and text) in front of the gRPC pass-through; tonic-web translates the framing.
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{convert::Infallible, sync::Arc};
 
 use http::{Method, StatusCode};
 use tonic_web::GrpcWebLayer;
 use tower::{Layer as _, ServiceExt as _, service_fn};
 
 use crate::{
-    Body, Edge, body,
+    Body, Edge,
     layers::{Request, Response},
     rescue::{Asked, Refusal, reply},
     routes::Protocol,
@@ -18,10 +18,6 @@ pub(crate) async fn serve(edge: Arc<Edge>, request: Request) -> Result<Response,
     if request.method() != Method::POST {
         return Err(Refusal::http(StatusCode::METHOD_NOT_ALLOWED, "METHOD_NOT_ALLOWED", "gRPC-Web is POST"));
     }
-    let (parts, body) = request.into_parts();
-    let within = Duration::from_millis(edge.config.limits.request_body_ms);
-    let body = body::at_hand(&parts, body, within).await?;
-    let request = http::Request::from_parts(parts, body);
     let inner = service_fn(move |request: http::Request<Body>| {
         let edge = edge.clone();
         let asked = Asked { protocol: Protocol::Grpc, uri: request.uri().clone() };
@@ -31,6 +27,6 @@ pub(crate) async fn serve(edge: Arc<Edge>, request: Request) -> Result<Response,
             Ok::<_, Infallible>(answer.unwrap_or_else(|refusal| reply(&asked, refusal)))
         }
     });
-    let answer = GrpcWebLayer::new().layer(inner).oneshot(request).await;
+    let answer = GrpcWebLayer::new().layer(inner).oneshot(request.map(Body::new)).await;
     Ok(answer.unwrap_or_else(|never| match never {}))
 }

@@ -12,10 +12,9 @@ pub(crate) mod rescue;
 pub(crate) mod security_headers;
 pub(crate) mod trace;
 
-use hyper::body::Incoming;
 use tower::Service;
 
-use crate::Body;
+use crate::{Body, incoming::Incoming};
 
 /// A request on its way in.
 pub(crate) type Request = http::Request<Incoming>;

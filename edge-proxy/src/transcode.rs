@@ -14,7 +14,6 @@ mod stream;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header, request::Parts};
-use hyper::body::Incoming;
 use proto::{Access, HttpBinding, MethodPolicy};
 use service_kit::{Error, client_info::ACCEPT};
 use std::{sync::Arc, time::Duration};
@@ -24,6 +23,7 @@ use crate::{
     Body, Client, Edge, access, body,
     cache::{Ask, Looked},
     cookies,
+    incoming::Incoming,
     layers::{Response, compression::Secret, request_id::X_REQUEST_ID},
     load,
     rescue::{self, Refusal},
@@ -189,15 +189,7 @@ pub(crate) async fn serve(
         true => cookies::incoming(parts, client, &edge.live.load().allowed_origins)?,
         false => None,
     };
-    let (credential, caller) = match access::admit(edge, policy, client, &parts.headers).await {
-        Ok(admitted) => admitted,
-        Err(refusal) => {
-            if let Input::Incoming(body) = body {
-                body::let_go(parts, body).await;
-            }
-            return Err(refusal);
-        }
-    };
+    let (credential, caller) = access::admit(edge, policy, client, &parts.headers).await?;
     // Until the end of the call, however it ends.
     let _written = edge.cache.changes().written(policy, caller.as_ref(), values.iter().copied());
 

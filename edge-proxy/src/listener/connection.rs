@@ -11,7 +11,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use http::{HeaderMap, HeaderValue, Version, header};
+use http::{HeaderMap, HeaderValue, StatusCode, Version, header};
 use hyper::body::Incoming;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
@@ -34,6 +34,7 @@ use super::{
 use crate::{
     Client, Edge,
     client::Marks,
+    incoming,
     layers::{
         Next,
         limits::{MAX_HEADER_BYTES, MAX_HEADERS},
@@ -154,7 +155,8 @@ impl<S: Next<Infallible>> Door<S> {
         let (stop, closing) = (self.edge.tasks.stopping(), self.closing);
         let (stack, counted, stopping) = (self.stack, usage.clone(), stop.clone());
         let (edge, secure, connection) = (self.edge, self.tls.is_some(), Arc::new(connection));
-        let service = hyper::service::service_fn(move |mut request: http::Request<Incoming>| {
+        let service = hyper::service::service_fn(move |request: http::Request<Incoming>| {
+            let (mut request, rest) = incoming::accept(request);
             // Here, while the headers are as they came: no layer keeps those of proxies.
             let client = client(&edge, peer, secure, &connection, counted.begin(), request.headers());
             let is_h1 = request.version() < Version::HTTP_2;
@@ -162,8 +164,14 @@ impl<S: Next<Infallible>> Door<S> {
             let (answer, stopping) = (stack.clone().oneshot(request), stopping.clone());
             async move {
                 let mut response = answer.await?;
+                let unread = match rest {
+                    Some(rest) => {
+                        rest.ends_connection().await || response.status() == StatusCode::REQUEST_TIMEOUT
+                    }
+                    None => false,
+                };
                 // The client's next request goes elsewhere, without a race between it and our close.
-                if is_h1 && stopping.is_cancelled() && !response.status().is_informational() {
+                if (unread || is_h1 && stopping.is_cancelled()) && !response.status().is_informational() {
                     response
                         .headers_mut()
                         .insert(header::CONNECTION, const { HeaderValue::from_static("close") });

@@ -21,6 +21,7 @@ mod observed;
 mod opaque;
 mod own;
 mod rates;
+mod refusals;
 mod reload;
 mod resilience;
 mod rest;

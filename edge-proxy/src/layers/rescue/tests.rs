@@ -4,7 +4,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use tower::{ServiceExt as _, service_fn};
 
 use super::{Request, wrap};
-use crate::{layers::Response, rescue::Refusal};
+use crate::{incoming::accept, layers::Response, rescue::Refusal};
 
 /// What a client gets from a stack that panics.
 async fn panicking(content_type: &'static str) -> (StatusCode, http::HeaderMap, String) {
@@ -13,7 +13,7 @@ async fn panicking(content_type: &'static str) -> (StatusCode, http::HeaderMap, 
         assert!(request.uri().path().is_empty(), "the canary of a panic");
         Ok::<Response, Refusal>(Response::default())
     }));
-    let service = hyper::service::service_fn(move |request| stack.clone().oneshot(request));
+    let service = hyper::service::service_fn(move |request| stack.clone().oneshot(accept(request).0));
     let server = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
     tokio::spawn(server.serve_connection(TokioIo::new(far), service));
     let (mut client, connection) =
