@@ -89,12 +89,14 @@ impl Edge {
         let verifier = Verifier::new(config.token.clone(), Arc::new(authority), clock.clone());
         verifier.follow(&tasks);
         let routes = routes::of_contract()?;
+        let load = Arc::new(Load::new(&config.concurrency, &upstreams.all().map(Upstream::service))?);
+        load.show_at_scrapes();
         Ok(Self {
             verifier,
             ids: Ids::new(clock.clone()),
             composites: composite::check(&routes)?,
             routes,
-            load: Arc::new(Load::new(&config.concurrency, &upstreams.all().map(Upstream::service))?),
+            load,
             live: Arc::new(ArcSwap::from_pointee(Live::new(&config, &fixed, None)?)),
             fixed,
             exchange: Exchange::new(upstreams.auth.clone(), clock.clone()),
