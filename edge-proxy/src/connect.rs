@@ -6,10 +6,13 @@
 
 mod answers;
 mod codecs;
+mod get;
 mod metadata;
 mod query;
 mod streams;
 mod unary;
+
+use std::sync::Arc;
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header, request::Parts};
 use proto::MethodPolicy;
@@ -43,7 +46,7 @@ pub(crate) fn is_rpc_path(path: &str) -> bool {
 }
 
 /// Answers a call.
-pub(crate) async fn serve(edge: &Edge, request: Request) -> Result<Response, Refusal> {
+pub(crate) async fn serve(edge: &Arc<Edge>, request: Request) -> Result<Response, Refusal> {
     let (parts, body) = request.into_parts();
     let policy = access::known(parts.uri.path()).ok_or_else(access::unknown_method)?;
     let asked = Asked::of(policy, &parts).map_err(|refusal| refusal.at(&policy.path))?;
@@ -96,7 +99,7 @@ impl Asked {
         Ok(Self { policy, how })
     }
 
-    async fn answer(self, edge: &Edge, parts: Parts, body: Incoming) -> Result<Response, Refusal> {
+    async fn answer(self, edge: &Arc<Edge>, parts: Parts, body: Incoming) -> Result<Response, Refusal> {
         let policy = self.policy;
         match self.how {
             How::Options { with_get } => {
@@ -105,7 +108,7 @@ impl Asked {
                 response.headers_mut().insert(header::ALLOW, allow(with_get));
                 Ok(response)
             }
-            How::Get => unary::get(edge, policy, parts).await,
+            How::Get => get::get(edge, policy, parts).await,
             How::Unary(format) => unary::post(edge, policy, format, parts, Body::new(body)).await,
             How::Stream(format) => streams::post(edge, policy, format, parts, Body::new(body)).await,
         }

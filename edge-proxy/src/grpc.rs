@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header};
 use proto::{Contract, MethodPolicy};
-use service_kit::{Error, Kind};
+use service_kit::{AuthContext, Error, Kind};
 use tokio::time::Instant;
 use tower::ServiceExt as _;
 
@@ -44,6 +44,9 @@ const NOT_METADATA: [HeaderName; 16] = [
     HeaderName::from_static("proxy-connection"),
 ];
 
+/// Who was admitted to a call, and by which credential.
+pub(crate) type Admitted = (Credential, Option<AuthContext>);
+
 /// Answers a native call: HTTP/2 and POST only.
 pub(crate) async fn native(edge: &Edge, request: Request) -> Result<Response, Refusal> {
     if request.version() != Version::HTTP_2 {
@@ -72,6 +75,16 @@ pub(crate) async fn serve(edge: &Edge, request: http::Request<Body>) -> Result<R
     Ok(response)
 }
 
+/// Answers a call of one message of somebody who was admitted already.
+pub(crate) async fn serve_admitted(
+    edge: &Edge,
+    policy: &'static MethodPolicy,
+    request: http::Request<Body>,
+    admitted: Admitted,
+) -> Result<Response, Refusal> {
+    pass(edge, policy, request, Some(admitted)).await
+}
+
 /// A call whose messages services can read.
 async fn call(
     edge: &Edge,
@@ -79,7 +92,7 @@ async fn call(
     request: http::Request<Body>,
 ) -> Result<Response, Refusal> {
     let (request, mut fault) = inflate::request(policy, request)?;
-    let answer = pass(edge, policy, request).await;
+    let answer = pass(edge, policy, request, None).await;
     let answer = match &mut fault {
         Some(fault) => fault.or(answer)?,
         None => answer?,
@@ -122,11 +135,15 @@ async fn pass(
     edge: &Edge,
     policy: &'static MethodPolicy,
     request: http::Request<Body>,
+    admitted: Option<Admitted>,
 ) -> Result<Response, Refusal> {
     let started = Instant::now();
     let (parts, body) = request.into_parts();
     let client = Client::of(&parts.extensions)?;
-    let (credential, caller) = access::admit(edge, policy, client, &parts.headers).await?;
+    let (credential, caller) = match admitted {
+        Some(admitted) => admitted,
+        None => access::admit(edge, policy, client, &parts.headers).await?,
+    };
     let written = edge.cache.changes().written(policy, caller.as_ref(), []);
     let _room = edge.room(policy)?;
     let (info, ticket) = (client.info(&parts.headers), client.ticket());

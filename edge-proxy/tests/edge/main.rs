@@ -9,6 +9,7 @@ mod clients;
 mod codings;
 mod composite;
 mod connect;
+mod connect_kept;
 mod connections;
 mod cookies;
 mod errors;
