@@ -18,7 +18,7 @@ use tokio::{
 use tokio_util::sync::WaitForCancellationFutureOwned;
 use tonic::Status;
 
-use crate::{Body, cache::Written, codings, incoming::Incoming, rescue::Refusal};
+use crate::{Body, cache::Written, codings, incoming::Incoming, requests::Fault, rescue::Refusal};
 
 /// Reads a whole body of at most `limit` bytes, inflated or not, until `deadline`.
 pub(crate) async fn read(
@@ -249,6 +249,8 @@ pub(crate) struct Guarded {
     alive: Option<oneshot::Sender<Alive>>,
     /// What the call may have changed, told before its caller hears of its end.
     written: Option<Written>,
+    /// Why the call may have ended: its request could not be read.
+    fault: Option<Fault>,
     ended: bool,
 }
 
@@ -259,7 +261,8 @@ impl Guarded {
         stop: Option<WaitForCancellationFutureOwned>,
     ) -> Self {
         let deadline = deadline.map(|deadline| Box::pin(tokio::time::sleep_until(deadline)));
-        Self { inner, deadline, stop: stop.map(Box::pin), alive: None, written: None, ended: false }
+        let stop = stop.map(Box::pin);
+        Self { inner, deadline, stop, alive: None, written: None, fault: None, ended: false }
     }
 
     /// Keeps the request's body going for as long as this one does.
@@ -274,18 +277,39 @@ impl Guarded {
         self
     }
 
-    fn end(&mut self, error: Error) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+    /// Says at the end what was wrong with the request, if something was.
+    pub(crate) fn blaming(mut self, fault: Option<Fault>) -> Self {
+        self.fault = fault;
+        self
+    }
+
+    /// The call is over, in one way or another.
+    fn over(&mut self) {
         self.ended = true;
         self.alive = None;
         self.written = None;
+    }
+
+    /// What was wrong with the request.
+    fn blamed(&mut self) -> Option<Status> {
+        self.fault.as_mut().and_then(Fault::take).map(Refusal::into_status)
+    }
+
+    fn end(&mut self, error: Error) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        self.over();
         // Dropping the rest of the answer cancels the call.
         self.inner = Body::empty();
-        let mut trailers = HeaderMap::new();
-        if Status::from(error).add_header(&mut trailers).is_err() {
-            trailers.insert("grpc-status", HeaderValue::from_static("13"));
-        }
-        Poll::Ready(Some(Ok(Frame::trailers(trailers))))
+        let status = self.blamed().unwrap_or_else(|| error.into());
+        Poll::Ready(Some(Ok(trailers_of(status))))
     }
+}
+
+fn trailers_of(status: Status) -> Frame<Bytes> {
+    let mut trailers = HeaderMap::new();
+    if status.add_header(&mut trailers).is_err() {
+        trailers.insert("grpc-status", HeaderValue::from_static("13"));
+    }
+    Frame::trailers(trailers)
 }
 
 impl http_body::Body for Guarded {
@@ -305,17 +329,14 @@ impl http_body::Body for Guarded {
                 if let Some(trailers) = frame.trailers_mut() {
                     // Cookies are for REST.
                     trailers.remove(header::SET_COOKIE);
-                    this.ended = true;
-                    this.alive = None;
-                    this.written = None;
+                    this.over();
+                    frame = this.blamed().map_or(frame, trailers_of);
                 }
                 Poll::Ready(Some(Ok(frame)))
             }
             Poll::Ready(Some(Err(status))) => this.end(broken(status)),
             Poll::Ready(None) => {
-                this.ended = true;
-                this.alive = None;
-                this.written = None;
+                this.over();
                 Poll::Ready(None)
             }
             Poll::Pending => {

@@ -16,6 +16,7 @@ use crate::{
     body::{self, Counted, Guarded, Refused, Start, too_large},
     layers::{Request, Response, trace::Noted},
     load,
+    requests::Fault,
     rescue::{self, Refusal},
     upstream::{
         self,
@@ -82,7 +83,7 @@ pub(crate) async fn serve_admitted(
     request: http::Request<Body>,
     admitted: Admitted,
 ) -> Result<Response, Refusal> {
-    pass(edge, policy, request, Some(admitted)).await
+    pass(edge, policy, request, Some(admitted), &mut None).await
 }
 
 /// A call whose messages services can read.
@@ -92,12 +93,11 @@ async fn call(
     request: http::Request<Body>,
 ) -> Result<Response, Refusal> {
     let (request, mut fault) = inflate::request(policy, request)?;
-    let answer = pass(edge, policy, request, None).await;
-    let answer = match &mut fault {
-        Some(fault) => fault.or(answer)?,
-        None => answer?,
-    };
-    Ok(inflate::answer(answer, fault))
+    let answer = pass(edge, policy, request, None, &mut fault).await;
+    match &mut fault {
+        Some(fault) => fault.or(answer),
+        None => answer,
+    }
 }
 
 /// Health and reflection are the edge's own.
@@ -131,11 +131,13 @@ fn check_content_type(headers: &HeaderMap) -> Result<(), Refusal> {
     }
 }
 
+/// The call itself. The answer takes the `fault` of the request along, to say at its end what that was.
 async fn pass(
     edge: &Edge,
     policy: &'static MethodPolicy,
     request: http::Request<Body>,
     admitted: Option<Admitted>,
+    fault: &mut Option<Fault>,
 ) -> Result<Response, Refusal> {
     let started = Instant::now();
     let (parts, body) = request.into_parts();
@@ -194,7 +196,8 @@ async fn pass(
     let (mut head, body) = response.into_parts();
     // Cookies are for REST.
     head.headers.remove(header::SET_COOKIE);
-    let guarded = Guarded::new(body, budget.deadline, stop).keeping(alive).noting(written);
+    let guarded =
+        Guarded::new(body, budget.deadline, stop).keeping(alive).noting(written).blaming(fault.take());
     Ok(Response::from_parts(head, Body::new(guarded)))
 }
 
