@@ -105,7 +105,7 @@ impl Plan {
                 }
                 Form::One(plan)
             }
-            Self::Many(plan) => Form::Many(plan.with(format::agree(parts)?, parts.uri.path())),
+            Self::Many(plan) => Form::Many(plan.agree(parts)?),
         })
     }
 }
@@ -203,6 +203,7 @@ pub(crate) async fn serve(
     drop(body);
     let accepted = match &route.answer {
         Plan::One(plan) if plan.has_forms() => accept(&parts.headers)?,
+        Plan::Many(plan) if plan.has_forms() => accept(&parts.headers)?,
         _ => None,
     };
     let looked = match route.keeps {
