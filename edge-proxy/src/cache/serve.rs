@@ -32,7 +32,7 @@ pub(crate) enum Looked {
     /// This is the answer.
     Answer(Response),
     /// The service must be asked.
-    Fetch(Fetch),
+    Fetch(Box<Fetch>),
 }
 
 /// How to ask the service.
@@ -104,7 +104,8 @@ impl Cache {
         recipe.tags = ask.own().map(|own| self.changes.tag(&own)).into_iter().chain(targets).collect();
         let stale = verdict.filter(|(_, verdict)| *verdict != Use::Never);
         let alone = asked.no_cache || asked.no_store;
-        Ok(Some(Looked::Fetch(Fetch { recipe, form, stale, why, alone, asked })))
+        let fetch = Fetch { recipe, form, stale, why, alone, asked };
+        Ok(Some(Looked::Fetch(Box::new(fetch))))
     }
 
     fn age_s(&self, kept: &Kept) -> i64 {
