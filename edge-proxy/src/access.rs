@@ -53,7 +53,12 @@ pub(crate) async fn admit(
         }
         Access::Unspecified | Access::Service => return Err(unknown_method().into()),
     };
-    limits.note(client.marks(), policy, class, Standing::tighter(standing, own));
+    let counted = match (&caller, &credential) {
+        (Some(caller), _) => Some(Caller::User(caller)),
+        (None, Some((_, key))) if policy.access == Access::Gateway => Some(Caller::Gateway(key)),
+        _ => None,
+    };
+    limits.note(client, class, counted.as_ref(), Standing::tighter(standing, own));
     client.marks().admitted();
     Ok((credential, caller))
 }

@@ -4,15 +4,12 @@ use std::{
     future::Future as _,
     pin::Pin,
     task::{Context, Poll, ready},
-    time::Duration,
 };
 
 use bytes::{Bytes, BytesMut};
-use futures_util::StreamExt as _;
-use http::{HeaderMap, HeaderValue, StatusCode, Version, header, request::Parts};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
 use http_body::{Body as _, Frame, SizeHint};
-use http_body_util::{BodyExt as _, BodyStream, Full, StreamBody};
-use hyper::body::Incoming;
+use http_body_util::BodyExt as _;
 use service_kit::{Error, Kind};
 use tokio::{
     sync::oneshot,
@@ -21,7 +18,7 @@ use tokio::{
 use tokio_util::sync::WaitForCancellationFutureOwned;
 use tonic::Status;
 
-use crate::{Body, cache::Written, codings, rescue::Refusal};
+use crate::{Body, cache::Written, codings, incoming::Incoming, requests::Fault, rescue::Refusal};
 
 /// Reads a whole body of at most `limit` bytes, inflated or not, until `deadline`.
 pub(crate) async fn read(
@@ -39,59 +36,11 @@ pub(crate) async fn read(
         return Err(too_large(limit));
     }
     let coding = codings::of_body(headers)?;
-    let late =
-        || Refusal::http(StatusCode::REQUEST_TIMEOUT, "BODY_TIMEOUT", "the body did not arrive in time");
     let body =
         tokio::time::timeout_at(deadline, gather(body, limit)).await.unwrap_or_else(|_| Err(late()))?;
     match coding {
         Some(coding) => codings::inflated(coding, body, limit).await,
         None => Ok(body),
-    }
-}
-
-/// Up to here a body of HTTP/1.1 is read before its call is admitted.
-const SMALL: usize = 16 * 1024;
-
-/// A body whose beginning has been read: all of it when it is small. Of HTTP/1.1 only: hyper closes a connection
-/// whose body nobody reads, and a client that is refused, and has more to send, hears a hang-up in place of an answer.
-/// Not for streams, whose end may be far.
-pub(crate) async fn at_hand(parts: &Parts, body: Incoming, within: Duration) -> Result<Body, Refusal> {
-    if body.is_end_stream() || parts.version >= Version::HTTP_2 {
-        return Ok(Body::new(body));
-    }
-    let late =
-        || Refusal::http(StatusCode::REQUEST_TIMEOUT, "BODY_TIMEOUT", "the body did not arrive in time");
-    let begun = tokio::time::timeout(within, begin(body)).await.map_err(|_| late())?;
-    let (begun, rest) = begun.map_err(aborted)?;
-    let begun = Full::new(begun);
-    Ok(match rest {
-        None => Body::new(begun),
-        Some(rest) => {
-            let frames = BodyStream::new(begun.map_err(|never| match never {}));
-            Body::new(StreamBody::new(frames.chain(BodyStream::new(rest))))
-        }
-    })
-}
-
-/// The beginning of a body, and the rest if it is not small.
-async fn begin(mut body: Incoming) -> Result<(Bytes, Option<Incoming>), hyper::Error> {
-    let mut begun = BytesMut::new();
-    while let Some(frame) = body.frame().await {
-        if let Ok(data) = frame?.into_data() {
-            begun.extend_from_slice(&data);
-        }
-        if begun.len() > SMALL {
-            return Ok((begun.freeze(), Some(body)));
-        }
-    }
-    Ok((begun.freeze(), None))
-}
-
-/// Reads a small body of a call that is refused, for the sake of its connection: see [`at_hand`].
-pub(crate) async fn let_go(parts: &Parts, body: Incoming) {
-    if parts.version < Version::HTTP_2 && !body.is_end_stream() {
-        // Who is slower than that may lose it.
-        let _ = tokio::time::timeout(Duration::from_secs(1), begin(body)).await;
     }
 }
 
@@ -128,6 +77,11 @@ fn aborted(error: hyper::Error) -> Refusal {
         }
         _ => Error::new(Kind::Cancelled, "BODY_ABORTED", "the body ended early").caused_by(error).into(),
     }
+}
+
+/// The body is not there in time.
+pub(crate) fn late() -> Refusal {
+    Refusal::http(StatusCode::REQUEST_TIMEOUT, "BODY_TIMEOUT", "the body did not arrive in time")
 }
 
 /// The body is larger than its method takes.
@@ -295,6 +249,8 @@ pub(crate) struct Guarded {
     alive: Option<oneshot::Sender<Alive>>,
     /// What the call may have changed, told before its caller hears of its end.
     written: Option<Written>,
+    /// Why the call may have ended: its request could not be read.
+    fault: Option<Fault>,
     ended: bool,
 }
 
@@ -305,7 +261,8 @@ impl Guarded {
         stop: Option<WaitForCancellationFutureOwned>,
     ) -> Self {
         let deadline = deadline.map(|deadline| Box::pin(tokio::time::sleep_until(deadline)));
-        Self { inner, deadline, stop: stop.map(Box::pin), alive: None, written: None, ended: false }
+        let stop = stop.map(Box::pin);
+        Self { inner, deadline, stop, alive: None, written: None, fault: None, ended: false }
     }
 
     /// Keeps the request's body going for as long as this one does.
@@ -320,18 +277,39 @@ impl Guarded {
         self
     }
 
-    fn end(&mut self, error: Error) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+    /// Says at the end what was wrong with the request, if something was.
+    pub(crate) fn blaming(mut self, fault: Option<Fault>) -> Self {
+        self.fault = fault;
+        self
+    }
+
+    /// The call is over, in one way or another.
+    fn over(&mut self) {
         self.ended = true;
         self.alive = None;
         self.written = None;
+    }
+
+    /// What was wrong with the request.
+    fn blamed(&mut self) -> Option<Status> {
+        self.fault.as_mut().and_then(Fault::take).map(Refusal::into_status)
+    }
+
+    fn end(&mut self, error: Error) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        self.over();
         // Dropping the rest of the answer cancels the call.
         self.inner = Body::empty();
-        let mut trailers = HeaderMap::new();
-        if Status::from(error).add_header(&mut trailers).is_err() {
-            trailers.insert("grpc-status", HeaderValue::from_static("13"));
-        }
-        Poll::Ready(Some(Ok(Frame::trailers(trailers))))
+        let status = self.blamed().unwrap_or_else(|| error.into());
+        Poll::Ready(Some(Ok(trailers_of(status))))
     }
+}
+
+fn trailers_of(status: Status) -> Frame<Bytes> {
+    let mut trailers = HeaderMap::new();
+    if status.add_header(&mut trailers).is_err() {
+        trailers.insert("grpc-status", HeaderValue::from_static("13"));
+    }
+    Frame::trailers(trailers)
 }
 
 impl http_body::Body for Guarded {
@@ -351,17 +329,14 @@ impl http_body::Body for Guarded {
                 if let Some(trailers) = frame.trailers_mut() {
                     // Cookies are for REST.
                     trailers.remove(header::SET_COOKIE);
-                    this.ended = true;
-                    this.alive = None;
-                    this.written = None;
+                    this.over();
+                    frame = this.blamed().map_or(frame, trailers_of);
                 }
                 Poll::Ready(Some(Ok(frame)))
             }
             Poll::Ready(Some(Err(status))) => this.end(broken(status)),
             Poll::Ready(None) => {
-                this.ended = true;
-                this.alive = None;
-                this.written = None;
+                this.over();
                 Poll::Ready(None)
             }
             Poll::Pending => {

@@ -18,8 +18,10 @@ mod topics;
 pub(crate) use self::{
     changes::{Changes, Written, follow},
     etag::weaken,
+    keep::Unshared,
     key::Ask,
     serve::Looked,
+    topics::named,
 };
 
 use std::{sync::Arc, time::Duration};

@@ -6,15 +6,15 @@
 
 mod answers;
 mod codecs;
+mod get;
 mod metadata;
 mod query;
 mod streams;
 mod unary;
 
-use std::time::Duration;
+use std::sync::Arc;
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header, request::Parts};
-use hyper::body::Incoming;
 use proto::MethodPolicy;
 use service_kit::{Error, Kind};
 
@@ -22,7 +22,8 @@ pub(crate) use answers::{Answers, Piece};
 pub(crate) use codecs::{Codecs, Format, malformed};
 
 use crate::{
-    Body, Edge, access, body,
+    Body, Edge, access,
+    incoming::Incoming,
     layers::{Request, Response},
     rescue::Refusal,
 };
@@ -45,20 +46,11 @@ pub(crate) fn is_rpc_path(path: &str) -> bool {
 }
 
 /// Answers a call.
-pub(crate) async fn serve(edge: &Edge, request: Request) -> Result<Response, Refusal> {
+pub(crate) async fn serve(edge: &Arc<Edge>, request: Request) -> Result<Response, Refusal> {
     let (parts, body) = request.into_parts();
-    let policy = access::known(parts.uri.path());
-    let asked = match policy
-        .ok_or_else(|| access::unknown_method().into())
-        .and_then(|policy| Asked::of(policy, &parts))
-    {
-        Ok(asked) => asked,
-        Err(refusal) => {
-            body::let_go(&parts, body).await;
-            return Err(policy.into_iter().fold(refusal, |refusal, policy| refusal.at(&policy.path)));
-        }
-    };
-    asked.answer(edge, parts, body).await.map_err(|refusal| refusal.at(&asked.policy.path))
+    let policy = access::known(parts.uri.path()).ok_or_else(access::unknown_method)?;
+    let asked = Asked::of(policy, &parts).map_err(|refusal| refusal.at(&policy.path))?;
+    asked.answer(edge, parts, body).await.map_err(|refusal| refusal.at(&policy.path))
 }
 
 /// What a request asks for, by its head.
@@ -107,8 +99,7 @@ impl Asked {
         Ok(Self { policy, how })
     }
 
-    async fn answer(self, edge: &Edge, parts: Parts, body: Incoming) -> Result<Response, Refusal> {
-        let within = Duration::from_millis(edge.config.limits.request_body_ms);
+    async fn answer(self, edge: &Arc<Edge>, parts: Parts, body: Incoming) -> Result<Response, Refusal> {
         let policy = self.policy;
         match self.how {
             How::Options { with_get } => {
@@ -117,18 +108,9 @@ impl Asked {
                 response.headers_mut().insert(header::ALLOW, allow(with_get));
                 Ok(response)
             }
-            How::Get => unary::get(edge, policy, parts).await,
-            How::Unary(format) => {
-                let body = body::at_hand(&parts, body, within).await?;
-                unary::post(edge, policy, format, parts, body).await
-            }
-            How::Stream(format) => {
-                let body = match policy.descriptor.is_client_streaming() {
-                    true => Body::new(body),
-                    false => body::at_hand(&parts, body, within).await?,
-                };
-                streams::post(edge, policy, format, parts, body).await
-            }
+            How::Get => get::get(edge, policy, parts).await,
+            How::Unary(format) => unary::post(edge, policy, format, parts, Body::new(body)).await,
+            How::Stream(format) => streams::post(edge, policy, format, parts, Body::new(body)).await,
         }
     }
 }

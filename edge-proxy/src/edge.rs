@@ -97,6 +97,8 @@ impl Edge {
         verifier.follow(&tasks);
         let routes = routes::of_contract()?;
         let live = Arc::new(ArcSwap::from_pointee(Live::new(&config, &fixed, None)?));
+        let load = Arc::new(Load::new(&config.concurrency, &upstreams.all().map(Upstream::service))?);
+        load.show_at_scrapes();
         Ok(Self {
             cors: cors::rules(&live),
             live,
@@ -105,7 +107,7 @@ impl Edge {
             ids: Ids::new(clock.clone()),
             composites: composite::check(&routes)?,
             routes,
-            load: Arc::new(Load::new(&config.concurrency, &upstreams.all().map(Upstream::service))?),
+            load,
             fixed,
             exchange: Exchange::new(upstreams.auth.clone(), clock.clone()),
             gateways: Arc::default(),

@@ -3,9 +3,11 @@
 pub(crate) mod health;
 mod inflate;
 
+use std::time::Duration;
+
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header};
 use proto::{Contract, MethodPolicy};
-use service_kit::{Error, Kind};
+use service_kit::{AuthContext, Error, Kind};
 use tokio::time::Instant;
 use tower::ServiceExt as _;
 
@@ -16,6 +18,7 @@ use crate::{
     client,
     layers::{Request, Response, trace::Noted},
     load,
+    requests::Fault,
     rescue::{self, Refusal},
     upstream::{
         self,
@@ -43,6 +46,9 @@ const NOT_METADATA: [HeaderName; 16] = [
     HeaderName::from_static("keep-alive"),
     HeaderName::from_static("proxy-connection"),
 ];
+
+/// Who was admitted to a call, and by which credential.
+pub(crate) type Admitted = (Credential, Option<AuthContext>);
 
 /// Answers a native call: HTTP/2 and POST only.
 pub(crate) async fn native(edge: &Edge, request: Request) -> Result<Response, Refusal> {
@@ -72,6 +78,16 @@ pub(crate) async fn serve(edge: &Edge, request: http::Request<Body>) -> Result<R
     Ok(response)
 }
 
+/// Answers a call of one message of somebody who was admitted already.
+pub(crate) async fn serve_admitted(
+    edge: &Edge,
+    policy: &'static MethodPolicy,
+    request: http::Request<Body>,
+    admitted: Admitted,
+) -> Result<Response, Refusal> {
+    pass(edge, policy, request, Some(admitted), &mut None).await
+}
+
 /// A call whose messages services can read.
 async fn call(
     edge: &Edge,
@@ -79,12 +95,11 @@ async fn call(
     request: http::Request<Body>,
 ) -> Result<Response, Refusal> {
     let (request, mut fault) = inflate::request(policy, request)?;
-    let answer = pass(edge, policy, request).await;
-    let answer = match &mut fault {
-        Some(fault) => fault.or(answer)?,
-        None => answer?,
-    };
-    Ok(inflate::answer(answer, fault))
+    let answer = pass(edge, policy, request, None, &mut fault).await;
+    match &mut fault {
+        Some(fault) => fault.or(answer),
+        None => answer,
+    }
 }
 
 /// Health and reflection are the edge's own.
@@ -119,15 +134,21 @@ fn check_content_type(headers: &HeaderMap) -> Result<(), Refusal> {
     }
 }
 
+/// The call itself. The answer takes the `fault` of the request along, to say at its end what that was.
 async fn pass(
     edge: &Edge,
     policy: &'static MethodPolicy,
     request: http::Request<Body>,
+    admitted: Option<Admitted>,
+    fault: &mut Option<Fault>,
 ) -> Result<Response, Refusal> {
     let started = Instant::now();
     let (parts, body) = request.into_parts();
     let client = Client::of(&parts.extensions)?;
-    let (credential, caller) = access::admit(edge, policy, client, &parts.headers).await?;
+    let (credential, caller) = match admitted {
+        Some(admitted) => admitted,
+        None => access::admit(edge, policy, client, &parts.headers).await?,
+    };
     let written = edge.cache.changes().written(policy, caller.as_ref(), []);
     let _room = edge.room(policy)?;
     let (client, ticket) = (client.clone(), client.ticket());
@@ -150,7 +171,11 @@ async fn pass(
     } else {
         let keep = edge.config.upstreams.resilience.retry_body_bytes;
         let start = body::start(body, keep, policy.max_request_bytes.saturating_add(5));
-        match within(budget.deadline, start).await?.map_err(|why| refusal(why, policy))? {
+        let patience = Duration::from_millis(edge.live.load().bounds.request_body_ms);
+        match arrived(budget.deadline, started + patience, start)
+            .await?
+            .map_err(|why| refusal(why, policy))?
+        {
             Start::Whole(bytes) => Payload::Whole(bytes),
             Start::More(body, why) => {
                 refused = Some(why);
@@ -175,7 +200,8 @@ async fn pass(
     let (mut head, body) = response.into_parts();
     // Cookies are for REST.
     head.headers.remove(header::SET_COOKIE);
-    let guarded = Guarded::new(body, budget.deadline, stop).keeping(alive).noting(written);
+    let guarded =
+        Guarded::new(body, budget.deadline, stop).keeping(alive).noting(written).blaming(fault.take());
     Ok(Response::from_parts(head, Body::new(guarded)))
 }
 
@@ -191,16 +217,22 @@ fn refusal(why: Refused, policy: &MethodPolicy) -> Refusal {
     }
 }
 
-/// What is done until a deadline, if there is one.
-async fn within<T>(deadline: Option<Instant>, work: impl Future<Output = T>) -> Result<T, Error> {
+/// What has to arrive until the deadline of the call, if it has one, and until nobody waits for bodies any more.
+async fn arrived<T>(
+    deadline: Option<Instant>,
+    patience: Instant,
+    body: impl Future<Output = T>,
+) -> Result<T, Refusal> {
     match deadline {
-        Some(deadline) => tokio::time::timeout_at(deadline, work).await.map_err(|_| rescue::late()),
-        None => Ok(work.await),
+        Some(deadline) if deadline < patience => {
+            tokio::time::timeout_at(deadline, body).await.map_err(|_| rescue::late().into())
+        }
+        _ => tokio::time::timeout_at(patience, body).await.map_err(|_| body::late()),
     }
 }
 
 /// A `grpc-timeout`: at most eight digits.
-pub(crate) fn timeout_value(limit: std::time::Duration) -> HeaderValue {
+pub(crate) fn timeout_value(limit: Duration) -> HeaderValue {
     let text = match limit.as_millis() {
         0 => format!("{}u", limit.as_micros().max(1)),
         ms @ 1..=99_999_999 => format!("{ms}m"),

@@ -2,14 +2,14 @@
 
 mod text;
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{convert::Infallible, sync::Arc};
 
 use http::{HeaderValue, Method, StatusCode, header};
 use tonic_web::GrpcWebLayer;
 use tower::{Layer as _, ServiceExt as _, service_fn};
 
 use crate::{
-    Body, Edge, body,
+    Body, Edge,
     layers::{Request, Response},
     rescue::{Asked, Refusal, reply},
     routes::Protocol,
@@ -22,13 +22,11 @@ pub(crate) async fn serve(edge: Arc<Edge>, request: Request) -> Result<Response,
     }
     let (mut parts, body) = request.into_parts();
     let is_text = is_text(parts.headers.get(header::CONTENT_TYPE))?;
-    let within = Duration::from_millis(edge.config.limits.request_body_ms);
-    let body = body::at_hand(&parts, body, within).await?;
     // tonic-web takes only padding at the very end, and types without parameters. The answer follows `Accept`.
     parts
         .headers
         .insert(header::CONTENT_TYPE, const { HeaderValue::from_static("application/grpc-web+proto") });
-    let body = if is_text { Body::new(text::Decoded::new(body)) } else { body };
+    let body = if is_text { Body::new(text::Decoded::new(Body::new(body))) } else { Body::new(body) };
     let request = http::Request::from_parts(parts, body);
     let inner = service_fn(move |request: http::Request<Body>| {
         let edge = edge.clone();

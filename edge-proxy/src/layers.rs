@@ -12,9 +12,7 @@ pub(crate) mod rescue;
 pub(crate) mod security_headers;
 pub(crate) mod trace;
 
-use hyper::body::Incoming;
-
-use crate::Body;
+use crate::{Body, incoming::Incoming};
 
 /// A request on its way in.
 pub(crate) type Request = http::Request<Incoming>;

@@ -4,6 +4,7 @@ mod addresses;
 mod certificate;
 mod connection;
 mod inspect;
+mod linger;
 mod proxy;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};

@@ -10,7 +10,7 @@ mod gradient;
 use std::{collections::HashMap, sync::Arc};
 
 use proto::{Contract, MethodPolicy, policy::RateClass};
-use service_kit::{Error, Kind};
+use service_kit::{Error, Kind, telemetry};
 use tokio::time::Instant;
 
 use crate::{
@@ -108,9 +108,24 @@ impl Load {
             1 <= least && least <= initial && initial <= most,
             "[concurrency] needs 1 <= least <= initial <= most"
         );
-        let gates = services.iter().map(|service| (*service, Gate::new(service, config))).collect();
+        let gates = services.iter().map(|service| (*service, Gate::new(config))).collect();
         let usual = Contract::get().methods().map(|method| (method.path.as_str(), Usual::new(0))).collect();
         Ok(Self { gates, usual })
+    }
+
+    /// Shows operators the figures of the moment whenever they ask for the metrics.
+    pub(crate) fn show_at_scrapes(self: &Arc<Self>) {
+        let load = Arc::downgrade(self);
+        telemetry::at_scrape(move || load.upgrade().map(|load| load.show()).is_some());
+    }
+
+    fn show(&self) {
+        for (service, (inflight, limit, waiting)) in self.figures() {
+            let gauge = |gauge: metrics::Gauge, count: usize| gauge.set(count as f64);
+            gauge(metrics::gauge!("tollgate_edge_concurrency_inflight", "service" => service), inflight);
+            gauge(metrics::gauge!("tollgate_edge_concurrency_limit", "service" => service), limit);
+            gauge(metrics::gauge!("tollgate_edge_concurrency_waiting", "service" => service), waiting);
+        }
     }
 
     /// Lets a call through to its service, at once or after a short wait.
@@ -182,4 +197,44 @@ impl Drop for Permit<'_> {
 fn overloaded() -> Refusal {
     let error = Error::new(Kind::Unavailable, "OVERLOADED", "there is more to do than can be done right now");
     Refusal::from(error.retry_after(std::time::Duration::from_secs(1))).of_type(Problem::ReducedCapacity)
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+    use metrics_exporter_prometheus::PrometheusBuilder;
+
+    use super::{Load, Priority};
+    use crate::config::ConcurrencyConfig;
+
+    #[tokio::test]
+    async fn operators_see_what_is_under_way_when_they_ask() {
+        let recorder = PrometheusBuilder::new().build_recorder();
+        let shown = |load: &Load| {
+            metrics::with_local_recorder(&recorder, || load.show());
+            recorder.handle().render()
+        };
+        let config = ConcurrencyConfig { initial: 2, least: 1, most: 3, queue: 8, wait_ms: 1_000 };
+        let load = Load::new(&config, &["a-service"]).unwrap();
+        let seen = |inflight: usize, waiting: usize| {
+            let text = shown(&load);
+            for (name, count) in [("inflight", inflight), ("limit", 2), ("waiting", waiting)] {
+                let line = format!("tollgate_edge_concurrency_{name}{{service=\"a-service\"}} {count}\n");
+                assert!(text.contains(&line), "{line}{text}");
+            }
+        };
+        seen(0, 0);
+        let gate = &load.gates["a-service"];
+        let first = gate.enter(Priority::Ordinary).await.unwrap();
+        seen(1, 0);
+        let second = gate.enter(Priority::Ordinary).await.unwrap();
+        let mut third = Box::pin(gate.enter(Priority::Ordinary));
+        assert!(third.as_mut().now_or_never().is_none());
+        seen(2, 1);
+        drop((first, second));
+        let third = third.await.unwrap();
+        seen(1, 0);
+        drop(third);
+        seen(0, 0);
+    }
 }

@@ -294,6 +294,7 @@ fn responses(method: &MethodPolicy, binding: &HttpBinding, schemas: &mut Schemas
 fn done(method: &MethodPolicy) -> &'static str {
     match (method.descriptor.is_server_streaming(), is_one_oneof(&method.descriptor.output())) {
         (false, _) => "Done.",
+        _ if is_binary(&method.descriptor.output()) => STREAM_OF_BYTES,
         (true, false) => STREAM,
         (true, true) => STREAM_OF_CHOICES,
     }
@@ -301,6 +302,7 @@ fn done(method: &MethodPolicy) -> &'static str {
 
 const STREAM: &str =
     "A stream: each event, or line, is a message. One that fails ends with the event `error`.";
+const STREAM_OF_BYTES: &str = "Bytes, as they come; a stream that fails is broken off.";
 const STREAM_OF_CHOICES: &str = "A stream. An event has the name of the member that is set, and only that \
     member as its data; a line is the whole message. A stream that fails ends with the event `error`.";
 

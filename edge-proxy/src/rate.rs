@@ -12,13 +12,10 @@ mod shared;
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use http::HeaderValue;
-use proto::{
-    Access,
-    policy::{MethodPolicy, RateClass},
-};
+use proto::policy::RateClass;
 use service_kit::{Clock, access::AuthContext};
 
-use crate::{LimitsConfig, client::Marks};
+use crate::{Client, LimitsConfig};
 pub(crate) use fields::{RATE_LIMIT, RATE_LIMIT_POLICY, Standing};
 pub(crate) use limit::{Denied, Limit, Who, network_of};
 pub(crate) use shared::Shared;
@@ -47,8 +44,6 @@ pub(crate) struct Limits {
     tokens: Limit,
     /// Expensive calls of a user, or of a gateway.
     heavy: Limit,
-    /// `RateLimit-Policy` by class and by what the caller proves.
-    policies: Vec<HeaderValue>,
 }
 
 /// The names of all limits, which is what settings and answers call them.
@@ -69,7 +64,7 @@ impl Limits {
             let is_closed = config.shared.closed.iter().any(|closed| closed == name);
             Limit::new(name, permits, period, clock.clone()).sharing(shared.cloned(), is_closed)
         };
-        let mut limits = Self {
+        Ok(Self {
             address: limit("address", config.address_per_minute, MINUTE),
             credentials: limit("credential", config.credential_per_minute, MINUTE),
             sign_ups: limit("sign-up", config.sign_up_per_hour, HOUR),
@@ -79,13 +74,7 @@ impl Limits {
             users: limit("user", config.user_per_minute, MINUTE),
             tokens: limit("token", config.token_per_minute, MINUTE),
             heavy: limit("heavy", config.heavy_per_minute, MINUTE),
-            policies: Vec::new(),
-        };
-        limits.policies = CLASSES
-            .iter()
-            .flat_map(|class| ACCESSES.iter().map(|access| limits.policy_field(*class, *access)))
-            .collect();
-        Ok(limits)
+        })
     }
 
     /// The limits of another configuration, which go on with what callers have taken under this one.
@@ -118,12 +107,7 @@ impl Limits {
         class: RateClass,
         caller: &Caller<'_>,
     ) -> Result<Option<Standing>, Denied> {
-        let (user, token) = match caller {
-            Caller::User(context) => {
-                (Some(Who::User(context.user_id())), Who::Token(context.session_id().as_bytes()))
-            }
-            Caller::Gateway(key) => (None, Who::Token(key.as_bytes())),
-        };
+        let (user, token) = caller.counted();
         let mut standing = self.tokens.take(&token).await?;
         if let Some(user) = &user {
             standing = Standing::tighter(standing, self.users.take(user).await?);
@@ -135,20 +119,33 @@ impl Limits {
         Ok(standing)
     }
 
-    /// Notes for the answer to a call what its caller has left.
+    /// Notes for the answer to a call what its caller has left, and which limits it has passed.
     pub(crate) fn note(
         &self,
-        marks: &Marks,
-        policy: &MethodPolicy,
+        client: &Client,
         class: RateClass,
+        caller: Option<&Caller<'_>>,
         left: Option<Standing>,
     ) {
         let Some(left) = left else { return };
-        let at = CLASSES.iter().position(|known| *known == class);
-        let access = ACCESSES.iter().position(|known| *known == policy.access);
-        let field = at.zip(access).and_then(|(at, access)| self.policies.get(at * ACCESSES.len() + access));
-        if let Some(field) = field {
-            marks.quota(left, field.clone());
+        let mut field = String::with_capacity(192);
+        let address = Who::Address(client.address);
+        self.address.write_policy(&mut field, &address);
+        if let Some(limit) = self.by_address(class) {
+            limit.write_policy(&mut field, &address);
+        }
+        if let Some(caller) = caller {
+            let (user, token) = caller.counted();
+            if let Some(user) = &user {
+                self.users.write_policy(&mut field, user);
+            }
+            self.tokens.write_policy(&mut field, &token);
+            if class == RateClass::Heavy {
+                self.heavy.write_policy(&mut field, user.as_ref().unwrap_or(&token));
+            }
+        }
+        if let Ok(field) = HeaderValue::try_from(field) {
+            client.marks().quota(left, field);
         }
     }
 
@@ -161,22 +158,6 @@ impl Limits {
             RateClass::Link => Some(&self.links),
             RateClass::Default | RateClass::Heavy => None,
         }
-    }
-
-    /// All limits that a call passes, in a list (RFC 9651).
-    fn policy_field(&self, class: RateClass, access: Access) -> HeaderValue {
-        let mut limits = vec![&self.address];
-        limits.extend(self.by_address(class));
-        match access {
-            Access::User => limits.extend([&self.users, &self.tokens]),
-            Access::Gateway => limits.push(&self.tokens),
-            _ => {}
-        }
-        if class == RateClass::Heavy && access != Access::Public {
-            limits.push(&self.heavy);
-        }
-        let items: Vec<String> = limits.into_iter().filter_map(Limit::policy).collect();
-        HeaderValue::try_from(items.join(", ")).unwrap_or_else(|_| HeaderValue::from_static(""))
     }
 
     fn all(&self) -> [&Limit; 9] {
@@ -199,15 +180,14 @@ pub(crate) enum Caller<'a> {
     Gateway(&'a HeaderValue),
 }
 
-const CLASSES: [RateClass; 7] = [
-    RateClass::Default,
-    RateClass::Credential,
-    RateClass::Heavy,
-    RateClass::SignUp,
-    RateClass::Mail,
-    RateClass::Refresh,
-    RateClass::Link,
-];
-
-/// What callers from outside can have to prove.
-const ACCESSES: [Access; 3] = [Access::Public, Access::User, Access::Gateway];
+impl Caller<'_> {
+    /// Its user, where it is one, and its token: whom limits count.
+    fn counted(&self) -> (Option<Who<'_>>, Who<'_>) {
+        match self {
+            Self::User(context) => {
+                (Some(Who::User(context.user_id())), Who::Token(context.session_id().as_bytes()))
+            }
+            Self::Gateway(key) => (None, Who::Token(key.as_bytes())),
+        }
+    }
+}

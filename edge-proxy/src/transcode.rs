@@ -14,7 +14,6 @@ mod stream;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header, request::Parts};
-use hyper::body::Incoming;
 use proto::{Access, HttpBinding, MethodPolicy};
 use service_kit::{
     Error,
@@ -28,6 +27,7 @@ use crate::{
     Body, Client, Edge, access, body,
     cache::{Ask, Looked},
     client, cookies,
+    incoming::Incoming,
     layers::{Response, compression::Secret, request_id::X_REQUEST_ID},
     load,
     rescue::{self, Refusal},
@@ -109,7 +109,7 @@ impl Plan {
                 }
                 Form::One(plan)
             }
-            Self::Many(plan) => Form::Many(plan.with(format::agree(parts)?, parts.uri.path())),
+            Self::Many(plan) => Form::Many(plan.agree(parts)?),
         })
     }
 }
@@ -193,15 +193,7 @@ pub(crate) async fn serve(
         true => cookies::incoming(parts, client, &edge.live.load().allowed_origins)?,
         false => None,
     };
-    let (credential, caller) = match access::admit(edge, policy, client, &parts.headers).await {
-        Ok(admitted) => admitted,
-        Err(refusal) => {
-            if let Input::Incoming(body) = body {
-                body::let_go(parts, body).await;
-            }
-            return Err(refusal);
-        }
-    };
+    let (credential, caller) = access::admit(edge, policy, client, &parts.headers).await?;
     // Until the end of the call, however it ends.
     let _written = edge.cache.changes().written(policy, caller.as_ref(), values.iter().copied());
 
@@ -215,6 +207,7 @@ pub(crate) async fn serve(
     drop(body);
     let accepted = match &route.answer {
         Plan::One(plan) if plan.has_forms() => accept(&parts.headers)?,
+        Plan::Many(plan) if plan.has_forms() => accept(&parts.headers)?,
         _ => None,
     };
     let looked = match route.keeps {

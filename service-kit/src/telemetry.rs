@@ -3,7 +3,7 @@
 use std::{
     io::IsTerminal as _,
     sync::{
-        OnceLock,
+        Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -173,8 +173,18 @@ fn exports() -> bool {
     EXPORTS.load(Ordering::Relaxed)
 }
 
+/// Whoever has something to measure when somebody asks, and not before.
+static LOOKS: Mutex<Vec<Box<dyn Fn() -> bool + Send>>> = Mutex::new(Vec::new());
+
+/// Has `look` set its gauges before each answer to a scrape: what changes with every call is true then, and costs the
+/// calls nothing. It is forgotten once it says `false`.
+pub fn at_scrape(look: impl Fn() -> bool + Send + 'static) {
+    LOOKS.lock().unwrap_or_else(PoisonError::into_inner).push(Box::new(look));
+}
+
 /// The metrics of the process in Prometheus text.
 pub fn render_metrics() -> String {
+    LOOKS.lock().unwrap_or_else(PoisonError::into_inner).retain(|look| look());
     METRICS.get().map(PrometheusHandle::render).unwrap_or_default()
 }
 

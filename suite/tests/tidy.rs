@@ -316,10 +316,10 @@ fn tests_in(text: &str) -> BTreeSet<&str> {
         is_proptest |= line.starts_with("proptest!");
         is_test |= line.starts_with("#[test]") || line.starts_with("#[tokio::test");
         let declared = line.strip_prefix("async ").unwrap_or(line).strip_prefix("fn ");
-        if let Some(name) = declared.and_then(|rest| rest.split('(').next()) {
-            if std::mem::take(&mut is_test) || is_proptest {
-                found.insert(name);
-            }
+        if let Some(name) = declared.and_then(|rest| rest.split('(').next())
+            && (std::mem::take(&mut is_test) || is_proptest)
+        {
+            found.insert(name);
         }
     }
     found

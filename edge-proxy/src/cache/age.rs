@@ -11,6 +11,8 @@ pub(super) enum Use {
     Fresh,
     /// It is given out once more, while a new one is fetched.
     WhileRevalidating,
+    /// It is given out because the client takes one that is so stale.
+    Accepted,
     /// It is given out only when no new one can be had.
     IfError,
     /// It is not given out.
@@ -44,7 +46,10 @@ pub(super) fn judge(rule: &Rule, age_ms: i64, trust_ms: i64, asked: &Directives)
     match age_ms {
         age if age < fresh => Use::Fresh,
         age if age < revalidating => Use::WhileRevalidating,
-        age if age < broken => Use::IfError,
+        age if age < broken => match asked.max_stale_s {
+            Some(most) if age - fresh <= of(most) => Use::Accepted,
+            _ => Use::IfError,
+        },
         _ => Use::Never,
     }
 }
@@ -78,12 +83,36 @@ mod tests {
         }
     }
 
+    #[test]
+    fn who_takes_stale_answers_gets_them_as_far_as_the_rule_goes() {
+        let judge = |age_ms, max_stale_s, max_age_s| {
+            let asked = Directives { max_stale_s, max_age_s, ..Directives::default() };
+            judge(&rule(10, 20, 300), age_ms, 600_000, &asked)
+        };
+        for (age_ms, max_stale_s, expected) in [
+            (9_999, Some(0), Use::Fresh),
+            (29_999, Some(60), Use::WhileRevalidating),
+            (30_000, Some(19), Use::IfError),
+            (30_000, Some(20), Use::Accepted),
+            (70_000, Some(60), Use::Accepted),
+            (70_001, Some(60), Use::IfError),
+            (329_999, Some(u32::MAX), Use::Accepted),
+            (330_000, Some(u32::MAX), Use::Never),
+        ] {
+            assert_eq!(judge(age_ms, max_stale_s, None), expected, "{age_ms} {max_stale_s:?}");
+        }
+        // A bound of the age is one of stale answers too.
+        assert_eq!(judge(40_001, Some(60), Some(40)), Use::Never);
+        assert_eq!(judge(40_000, Some(60), Some(40)), Use::Accepted);
+    }
+
     fn rank(verdict: Use) -> u8 {
         match verdict {
             Use::Fresh => 0,
             Use::WhileRevalidating => 1,
-            Use::IfError => 2,
-            Use::Never => 3,
+            Use::Accepted => 2,
+            Use::IfError => 3,
+            Use::Never => 4,
         }
     }
 
@@ -97,6 +126,7 @@ mod tests {
             trust_ms in 1_i64..i64::from(u32::MAX) * 4_000,
             max_age_s in proptest::option::of(any::<u32>()),
             min_fresh_s in proptest::option::of(any::<u32>()),
+            max_stale_s in proptest::option::of(any::<u32>()),
         ) {
             let rule = rule(fresh, revalidate, broken);
             let free = Directives::default();
@@ -105,6 +135,10 @@ mod tests {
             let asked = Directives { max_age_s, min_fresh_s, ..Directives::default() };
             let verdict = judge(&rule, ages.0, trust_ms, &asked);
             prop_assert!(rank(verdict) >= rank(judge(&rule, ages.0, trust_ms, &free)));
+            // Only who says so gets what is stale, and nobody what nobody gets.
+            let lenient = judge(&rule, ages.0, trust_ms, &Directives { max_stale_s, ..asked });
+            let allowed = verdict == Use::IfError && max_stale_s.is_some() && lenient == Use::Accepted;
+            prop_assert!(lenient == verdict || allowed);
             if verdict != Use::Never {
                 prop_assert!((0..trust_ms).contains(&ages.0));
                 prop_assert!(max_age_s.is_none_or(|most| ages.0 <= i64::from(most) * 1_000));

@@ -22,7 +22,7 @@ use service_kit::{
 const COUNTERS: usize = 16 * 1024;
 
 /// What the subjects start with that say that something changed.
-const SUBJECTS: [&str; 2] = ["changed.", "org."];
+const SUBJECTS: &str = "changed.";
 
 /// A name that something is known by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -130,23 +130,21 @@ impl Drop for Written {
 
 /// Listens to the bus for what changed, until the edge drains.
 pub(crate) async fn follow(bus: &Arc<dyn Bus>, changes: &Arc<Changes>, tasks: &Tasks) -> anyhow::Result<()> {
-    for prefix in SUBJECTS {
-        let mut subscription = bus.subscribe(prefix).await?;
-        let (changes, stop) = (changes.clone(), tasks.stopping());
-        tasks.spawn("cache invalidation", async move {
-            loop {
-                let received = tokio::select! {
-                    received = subscription.next() => received,
-                    () = stop.cancelled() => return Ok(()),
-                };
-                match received {
-                    Received::Message(message) => changes.heard(&message.subject),
-                    Received::Lost => changes.lost(),
-                    Received::Closed => anyhow::bail!("the bus is gone"),
-                }
+    let mut subscription = bus.subscribe(SUBJECTS).await?;
+    let (changes, stop) = (changes.clone(), tasks.stopping());
+    tasks.spawn("cache invalidation", async move {
+        loop {
+            let received = tokio::select! {
+                received = subscription.next() => received,
+                () = stop.cancelled() => return Ok(()),
+            };
+            match received {
+                Received::Message(message) => changes.heard(&message.subject),
+                Received::Lost => changes.lost(),
+                Received::Closed => anyhow::bail!("the bus is gone"),
             }
-        });
-    }
+        }
+    });
     Ok(())
 }
 
@@ -163,16 +161,16 @@ mod tests {
         let changes = Changes::default();
         let tag = |text: &str| [changes.tag(text)];
         let before = changes.now();
-        changes.heard("org.o1.gateway.connected");
-        for name in ["org.o1.gateway.connected", "org.o1.gateway.", "org.o1.", "org."] {
+        changes.heard("changed.api.a1.revision");
+        for name in ["changed.api.a1.revision", "changed.api.a1.", "changed.api.", "changed."] {
             assert!(changes.since(before, &tag(name)), "{name}");
             assert!(!changes.since(changes.now(), &tag(name)), "{name}");
         }
-        for name in ["org.o2.", "org.o1", "changed.", "org.o1.gateway"] {
+        for name in ["changed.api.a2.", "changed.api", "org.", "changed.api.a1"] {
             assert!(!changes.since(before, &tag(name)), "{name}");
         }
         changes.lost();
-        assert!(changes.since(before, &tag("org.o2.")) && changes.since(before, &[]));
+        assert!(changes.since(before, &tag("changed.api.a2.")) && changes.since(before, &[]));
     }
 
     #[test]

@@ -11,6 +11,8 @@ pub(crate) struct Directives {
     pub(super) no_store: bool,
     /// Nothing that is older, in seconds.
     pub(super) max_age_s: Option<u32>,
+    /// Also what is no longer fresh, for so long, in seconds.
+    pub(super) max_stale_s: Option<u32>,
     /// Nothing that is not fresh for so long, in seconds.
     pub(super) min_fresh_s: Option<u32>,
     /// Do not ask the service.
@@ -50,6 +52,11 @@ impl Directives {
             "no-store" => self.no_store = true,
             "only-if-cached" => self.only_if_cached = true,
             "max-age" => self.max_age_s = seconds().min(self.max_age_s.or(Some(u32::MAX))),
+            // The one that allows more: without a number anything, with nonsense nothing.
+            "max-stale" => {
+                let most = if part.contains('=') { seconds() } else { Some(u32::MAX) };
+                self.max_stale_s = most.min(self.max_stale_s.or(most));
+            }
             "min-fresh" => {
                 let number = !value.is_empty() && value.trim_matches('"').bytes().all(|b| b.is_ascii_digit());
                 self.min_fresh_s = if number { seconds() } else { Some(u32::MAX) };
@@ -90,6 +97,16 @@ mod tests {
             assert_eq!(read(&[bad]).max_age_s, Some(0), "{bad}");
         }
         assert_eq!(read(&["min-fresh=x"]).min_fresh_s, Some(u32::MAX));
+        for (lines, expected) in [
+            (&["max-stale"][..], Some(u32::MAX)),
+            (&["max-stale=60"], Some(60)),
+            (&["max-stale", "Max-Stale=\"9\", max-stale=20"], Some(9)),
+            (&["max-stale="], Some(0)),
+            (&["max-stale=ever"], Some(0)),
+            (&["max-stalex"], None),
+        ] {
+            assert_eq!(read(lines).max_stale_s, expected, "{lines:?}");
+        }
         assert_eq!(read(&["nonsense, no-cachex, =, ="]), Directives::default());
     }
 

@@ -22,6 +22,10 @@ use crate::{layers::Response, rescue::Refusal};
 /// What an entry takes besides its body: tags, headers, the map around it.
 const OVERHEAD: usize = 512;
 
+/// Marks an answer that says more than its body does: only who asked may have it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Unshared;
+
 /// An answer.
 #[derive(Debug)]
 pub(super) struct Kept {
@@ -93,8 +97,9 @@ impl Recipe {
         // Before the call: whatever changes from now on makes its answer wrong.
         let (began, at_ms) = (self.cache.changes.now(), self.cache.clock.now_ms());
         let response = call.await?;
-        let plain =
-            response.status() == StatusCode::OK && !response.headers().contains_key(header::SET_COOKIE);
+        let plain = response.status() == StatusCode::OK
+            && !response.headers().contains_key(header::SET_COOKIE)
+            && response.extensions().get::<Unshared>().is_none();
         let Some(content_type) = response.headers().get(header::CONTENT_TYPE).filter(|_| plain).cloned()
         else {
             return Ok(Made::Other(response));

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use http_body_util::Full;
 use service_kit::{Error, Kind, shutdown::Tasks};
+use tonic::Code;
 
 use super::{
     Cache,
@@ -17,7 +18,11 @@ use super::{
     keep::{Kept, Made, Recipe},
     key::Ask,
 };
-use crate::{Body, layers::Response, rescue::Refusal};
+use crate::{
+    Body,
+    layers::{Response, trace::Noted},
+    rescue::Refusal,
+};
 
 /// RFC 9211.
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
@@ -27,7 +32,7 @@ pub(crate) enum Looked {
     /// This is the answer.
     Answer(Response),
     /// The service must be asked.
-    Fetch(Fetch),
+    Fetch(Box<Fetch>),
 }
 
 /// How to ask the service.
@@ -72,6 +77,11 @@ impl Cache {
                 let status = format!("hit; ttl={}", self.ttl_s(rule, kept));
                 return Ok(Some(Looked::Answer(form.reply(kept, &status, Some(self.age_s(kept))))));
             }
+            Some((kept, Use::Accepted)) => {
+                count("stale");
+                let status = format!("hit; ttl={}; detail=max-stale", self.ttl_s(rule, kept));
+                return Ok(Some(Looked::Answer(form.reply(kept, &status, Some(self.age_s(kept))))));
+            }
             None => "uri-miss",
             Some((_, Use::WhileRevalidating | Use::IfError)) => "stale",
             Some((kept, Use::Never)) if self.clock.now_ms() - kept.at_ms < lifetime_ms(rule) => "request",
@@ -94,7 +104,8 @@ impl Cache {
         recipe.tags = ask.own().map(|own| self.changes.tag(&own)).into_iter().chain(targets).collect();
         let stale = verdict.filter(|(_, verdict)| *verdict != Use::Never);
         let alone = asked.no_cache || asked.no_store;
-        Ok(Some(Looked::Fetch(Fetch { recipe, form, stale, why, alone, asked })))
+        let fetch = Fetch { recipe, form, stale, why, alone, asked };
+        Ok(Some(Looked::Fetch(Box::new(fetch))))
     }
 
     fn age_s(&self, kept: &Kept) -> i64 {
@@ -119,17 +130,13 @@ impl Fetch {
             return Ok(self.stale_reply(&kept, "hit", "stale-while-revalidate"));
         }
         let outcome = self.ask(call).await;
-        let down = |refusal: &Refusal| matches!(refusal.kind(), Kind::Unavailable | Kind::DeadlineExceeded);
-        match outcome {
-            Err(refusal) if down(&refusal) => match self.fallback() {
-                Some(kept) => {
-                    count("stale");
-                    tracing::warn!(method = self.recipe.policy.path, "the service is down: an older answer");
-                    Ok(self.stale_reply(&kept, "fwd=stale", "stale-if-error"))
-                }
-                None => Err(refusal),
-            },
-            other => other,
+        match is_down(&outcome).then(|| self.fallback()).flatten() {
+            Some(kept) => {
+                count("stale");
+                tracing::warn!(method = self.recipe.policy.path, "the service is down: an older answer");
+                Ok(self.stale_reply(&kept, "fwd=stale", "stale-if-error"))
+            }
+            None => outcome,
         }
     }
 
@@ -227,6 +234,17 @@ impl Fetch {
                 Ok(response)
             }
         }
+    }
+}
+
+/// Whether there was nobody to answer. Over Connect that can be an answer too: it says whatever its service said.
+fn is_down(outcome: &Result<Response, Refusal>) -> bool {
+    match outcome {
+        Err(refusal) => matches!(refusal.kind(), Kind::Unavailable | Kind::DeadlineExceeded),
+        Ok(response) => response
+            .extensions()
+            .get::<Noted>()
+            .is_some_and(|noted| matches!(noted.code, Some(Code::Unavailable | Code::DeadlineExceeded))),
     }
 }
 

@@ -4,6 +4,8 @@ use bytes::Bytes;
 use prost_reflect::{DynamicMessage, Value};
 use proto::MethodPolicy;
 
+use crate::routes::table::variables;
+
 /// The names that an answer is known by: filled as far as `value` knows the fields, cut where it does not.
 pub(super) fn filled<'t>(
     topics: &'t [String],
@@ -37,13 +39,23 @@ pub(super) fn of_request(policy: &MethodPolicy, message: Bytes) -> impl Fn(&str)
     }
 }
 
+/// The ids in a message that the path of its method names over REST.
+pub(crate) fn named(policy: &MethodPolicy, message: &Bytes) -> Vec<String> {
+    let value = of_request(policy, message.clone());
+    let paths = policy.http.iter().filter_map(|binding| variables(&binding.template).ok());
+    paths.flatten().filter_map(|variable| value(variable.name)).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
     use prost::Message as _;
-    use proto::{Contract, project::ListApisRequest};
+    use proto::{
+        Contract,
+        project::{GetApiRequest, ListApisRequest},
+    };
 
-    use super::{filled, of_request};
+    use super::{filled, named, of_request};
 
     fn names(topics: &[&str], project: &str) -> Vec<String> {
         let policy = Contract::get().method("/tollgate.project.v1.ApiService/ListApis").unwrap();
@@ -61,5 +73,13 @@ mod tests {
         for nobody in ["", "p.1"] {
             assert_eq!(names(&topics, nobody), ["changed.project.", "org.", "changed.", "a.", "a."]);
         }
+    }
+
+    #[test]
+    fn a_message_names_what_its_path_would() {
+        let policy = Contract::get().method("/tollgate.project.v1.ApiService/GetApi").unwrap();
+        let request = GetApiRequest { api_id: "a1".into() };
+        assert_eq!(named(policy, &request.encode_to_vec().into()), ["a1"]);
+        assert!(named(policy, &Bytes::from_static(b"\xff")).is_empty());
     }
 }

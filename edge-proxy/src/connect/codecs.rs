@@ -28,6 +28,14 @@ impl Format {
         }
     }
 
+    /// Its name there.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Json => "json",
+            Self::Proto => "proto",
+        }
+    }
+
     /// The format of a content type, and whether messages are in envelopes.
     pub(crate) fn of_type(content_type: &str) -> Option<(Self, bool)> {
         let (essence, parameters) = content_type.split_once(';').unwrap_or((content_type, ""));

@@ -1,13 +1,13 @@
-//! Unary calls: the body is the message, trailers are headers, an error is a status of HTTP.
+//! Unary calls: the body is the message, trailers are headers, an error is a status of HTTP. Those as GET begin in `get`.
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, header, request::Parts};
 use http_body_util::Full;
-use proto::{Access, MethodPolicy};
+use proto::MethodPolicy;
 use service_kit::Error;
 use tonic::{Code, Status};
 
-use super::{Answers, Codecs, Format, Piece, call, malformed, metadata, query};
+use super::{Answers, Codecs, Format, Piece, call, malformed, metadata};
 use crate::{
     Body, Edge,
     body::too_large,
@@ -29,45 +29,27 @@ pub(super) async fn post(
     let coding = codings::of_call(&parts.headers, &header::CONTENT_ENCODING, header::ACCEPT_ENCODING)?;
     let announced = parts.headers.get(header::CONTENT_LENGTH);
     let bytes = announced.and_then(|value| value.to_str().ok()?.parse().ok()).unwrap_or_default();
-    let reads = Whole { coding, bytes, codecs: Codecs::of(policy, format)?, limit: policy.max_request_bytes };
-    answer(edge, policy, format, parts, body, reads).await
+    let codecs = Codecs::of(policy, format)?;
+    let (body, mut fault) =
+        translated(body, Whole { coding, bytes, codecs, limit: policy.max_request_bytes });
+    let answer = grpc::serve(edge, call(policy, parts, body)?).await;
+    let answer = fault.or(answer)?;
+    reply(policy, format, codecs, answer, Some(&mut fault)).await
 }
 
-/// A call as GET.
-pub(super) async fn get(
-    edge: &Edge,
-    policy: &'static MethodPolicy,
-    parts: Parts,
-) -> Result<Response, Refusal> {
-    let query = query::read(parts.uri.query().unwrap_or_default())?;
-    let (format, limit) = (query.format, policy.max_request_bytes);
-    let reads = Whole { coding: query.coding, bytes: 0, codecs: Codecs::of(policy, format)?, limit };
-    let body = Body::new(Full::new(query.message));
-    let mut response = answer(edge, policy, format, parts, body, reads).await?;
-    if policy.access == Access::Public && policy.cache_max_age_s > 0 && response.status().is_success() {
-        let rule = format!("public, max-age={}", policy.cache_max_age_s);
-        let rule = HeaderValue::try_from(rule).map_err(Error::internal)?;
-        response.headers_mut().insert(header::CACHE_CONTROL, rule);
-    }
-    Ok(response)
-}
-
-async fn answer(
-    edge: &Edge,
+/// The answer of a call, whose request may turn out to have been no message.
+pub(super) async fn reply(
     policy: &'static MethodPolicy,
     format: Format,
-    parts: Parts,
-    body: Body,
-    reads: Whole,
+    codecs: Codecs,
+    answer: Response,
+    fault: Option<&mut Fault>,
 ) -> Result<Response, Refusal> {
-    let codecs = reads.codecs;
-    let (body, mut fault) = translated(body, reads);
-    let answer = grpc::serve(edge, call(policy, parts, body)?).await;
-    let (headers, answers) = Answers::of(fault.or(answer)?);
-    let (message, status, trailers) = read(answers, &mut fault).await?;
+    let (headers, answers) = Answers::of(answer);
+    let (message, status, trailers) = read(answers, fault).await?;
     let code = status.code();
     let mut response = match message {
-        Some(message) if code == Code::Ok => reply(codecs.write(message)?, format),
+        Some(message) if code == Code::Ok => whole(codecs.write(message)?, format),
         None if code == Code::Ok => {
             return Err(Error::internal(anyhow::anyhow!("an answer without a message")).into());
         }
@@ -87,7 +69,7 @@ fn add(headers: &mut HeaderMap, more: impl Iterator<Item = (HeaderName, HeaderVa
     });
 }
 
-fn reply(message: Bytes, format: Format) -> Response {
+fn whole(message: Bytes, format: Format) -> Response {
     let length = message.len();
     let mut response = Response::new(Body::new(Full::new(message)));
     response.headers_mut().insert(header::CONTENT_TYPE, format.of_messages());
@@ -98,7 +80,7 @@ fn reply(message: Bytes, format: Format) -> Response {
 /// The one message, and how it ended.
 async fn read(
     mut answers: Answers,
-    fault: &mut Fault,
+    fault: Option<&mut Fault>,
 ) -> Result<(Option<Bytes>, Box<Status>, HeaderMap), Refusal> {
     let mut message = None;
     loop {
@@ -108,7 +90,7 @@ async fn read(
                 return Err(Error::internal(anyhow::anyhow!("an answer of two messages")).into());
             }
             Piece::End(status, trailers) => {
-                return match fault.take() {
+                return match fault.and_then(Fault::take) {
                     Some(refusal) => Err(refusal),
                     None => Ok((message, status, trailers)),
                 };

@@ -1,16 +1,9 @@
 //! Compressed messages of native gRPC and gRPC-Web: services take none, so the edge inflates them, and bounds
 //! what they become.
 
-use std::{
-    pin::Pin,
-    task::{Context, Poll, ready},
-};
-
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, HeaderName};
-use http_body::{Frame, SizeHint};
+use http::HeaderName;
 use proto::MethodPolicy;
-use tonic::Status;
 
 use crate::{
     Body,
@@ -18,7 +11,6 @@ use crate::{
     codings::{self, Coding},
     connect::malformed,
     envelope,
-    layers::Response,
     requests::{Fault, Translate, translated},
     rescue::Refusal,
 };
@@ -39,14 +31,6 @@ pub(super) fn request(
     parts.headers.remove(ENCODING);
     let (body, fault) = translated(body, Inflate { coding, limit: policy.max_request_bytes });
     Ok((http::Request::from_parts(parts, body), Some(fault)))
-}
-
-/// The answer, which says at its end when the request could not be read.
-pub(super) fn answer(answer: Response, fault: Option<Fault>) -> Response {
-    match fault {
-        Some(fault) => answer.map(|inner| Body::new(Blamed { inner, fault })),
-        None => answer,
-    }
 }
 
 struct Inflate {
@@ -71,40 +55,5 @@ impl Translate for Inflate {
 
     fn end(&mut self, read: &mut BytesMut) -> Result<Option<Bytes>, Refusal> {
         if read.is_empty() { Ok(None) } else { Err(malformed("the body ends within a message")) }
-    }
-}
-
-/// An answer whose call may have ended because its request could not be read.
-struct Blamed {
-    inner: Body,
-    fault: Fault,
-}
-
-impl http_body::Body for Blamed {
-    type Data = Bytes;
-    type Error = Status;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let this = &mut *self;
-        let frame = ready!(Pin::new(&mut this.inner).poll_frame(cx));
-        let ends = matches!(&frame, Some(Ok(frame)) if frame.is_trailers());
-        if let Some(refusal) = ends.then(|| this.fault.take()).flatten() {
-            let mut trailers = HeaderMap::new();
-            if refusal.into_status().add_header(&mut trailers).is_ok() {
-                return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
-            }
-        }
-        Poll::Ready(frame)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
     }
 }

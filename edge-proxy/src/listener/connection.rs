@@ -11,7 +11,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use http::{HeaderMap, HeaderValue, Version, header};
+use http::{HeaderMap, HeaderValue, StatusCode, Version, header};
 use hyper::body::Incoming;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
@@ -34,6 +34,7 @@ use super::{
 use crate::{
     Client, Edge,
     client::Marks,
+    incoming,
     layers::{
         limits::{MAX_HEADER_BYTES, MAX_HEADERS},
         trace::Figures,
@@ -168,7 +169,8 @@ impl Door {
         let (stop, closing) = (self.edge.tasks.stopping(), self.closing);
         let (counted, stopping) = (usage.clone(), stop.clone());
         let (edge, secure, connection) = (self.edge, self.tls.is_some(), Arc::new(connection));
-        let service = hyper::service::service_fn(move |mut request: http::Request<Incoming>| {
+        let service = hyper::service::service_fn(move |request: http::Request<Incoming>| {
+            let (mut request, rest) = incoming::accept(request);
             // Here, while the headers are as they came: no layer keeps those of proxies.
             let client = client(&edge, peer, secure, &connection, counted.begin(), request.headers());
             let is_h1 = request.version() < Version::HTTP_2;
@@ -176,8 +178,14 @@ impl Door {
             let (edge, stopping) = (edge.clone(), stopping.clone());
             async move {
                 let mut response = stack::answer(edge, request).await;
+                let unread = match rest {
+                    Some(rest) => {
+                        rest.ends_connection().await || response.status() == StatusCode::REQUEST_TIMEOUT
+                    }
+                    None => false,
+                };
                 // The client's next request goes elsewhere, without a race between it and our close.
-                if is_h1 && stopping.is_cancelled() && !response.status().is_informational() {
+                if (unread || is_h1 && stopping.is_cancelled()) && !response.status().is_informational() {
                     response
                         .headers_mut()
                         .insert(header::CONNECTION, const { HeaderValue::from_static("close") });

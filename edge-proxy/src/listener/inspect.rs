@@ -22,6 +22,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use frames::Frames;
 use heads::Heads;
 
+use super::linger::Linger;
+
 /// How HTTP/2 begins.
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -41,6 +43,7 @@ pub(super) struct Inspected<I> {
     io: I,
     watch: Watch,
     ambiguous: Ambiguous,
+    linger: Linger,
 }
 
 #[derive(Debug)]
@@ -53,7 +56,7 @@ enum Watch {
 
 impl<I> Inspected<I> {
     pub(super) fn new(io: I, ambiguous: Ambiguous) -> Self {
-        Self { io, watch: Watch::Preface(0), ambiguous }
+        Self { io, watch: Watch::Preface(0), ambiguous, linger: Linger::default() }
     }
 
     fn see(&mut self, mut bytes: &[u8]) -> io::Result<()> {
@@ -101,7 +104,7 @@ impl<I: AsyncRead + Unpin> AsyncRead for Inspected<I> {
     }
 }
 
-impl<I: AsyncWrite + Unpin> AsyncWrite for Inspected<I> {
+impl<I: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Inspected<I> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.io).poll_write(cx, bytes)
     }
@@ -123,6 +126,9 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Inspected<I> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
+        let this = &mut *self;
+        let Watch::Heads(heads) = &this.watch else { return Pin::new(&mut this.io).poll_shutdown(cx) };
+        let owed = heads.is_within();
+        this.linger.shut_down(&mut this.io, owed, cx)
     }
 }

@@ -29,7 +29,6 @@ pub(super) type Usual = std::sync::atomic::AtomicU64;
 /// The way into one service.
 #[derive(Debug)]
 pub(super) struct Gate {
-    service: &'static str,
     queue_length: usize,
     wait: Duration,
     inflight: AtomicUsize,
@@ -74,10 +73,9 @@ impl Drop for Pass {
 }
 
 impl Gate {
-    pub(super) fn new(service: &'static str, config: &ConcurrencyConfig) -> Arc<Self> {
+    pub(super) fn new(config: &ConcurrencyConfig) -> Arc<Self> {
         let gradient = Gradient::new(config.initial, config.least, config.most);
         let gate = Self {
-            service,
             queue_length: config.queue,
             wait: Duration::from_millis(config.wait_ms),
             inflight: AtomicUsize::new(0),
@@ -179,9 +177,6 @@ impl Gate {
         gradient.learn(window);
         (*window, *since) = (Window::default(), Instant::now());
         self.limit.store(gradient.limit(), SeqCst);
-        metrics::gauge!("tollgate_edge_concurrency_limit", "service" => self.service)
-            .set(gradient.limit() as f64);
-        metrics::gauge!("tollgate_edge_concurrency_inflight", "service" => self.service).set(inflight as f64);
     }
 
     /// Calls under way, the limit, and those that wait.
@@ -211,7 +206,7 @@ mod tests {
 
     fn gate(limit: usize, queue: usize) -> Arc<Gate> {
         let config = ConcurrencyConfig { initial: limit, least: 1, most: limit, queue, wait_ms: 1_000 };
-        Gate::new("test", &config)
+        Gate::new(&config)
     }
 
     #[tokio::test(start_paused = true)]

@@ -54,7 +54,7 @@ fn field(name: &str, permits: u32, reset: Duration) -> Option<HeaderValue> {
 impl From<Denied> for Refusal {
     /// 429 with the fields of draft-ietf-httpapi-ratelimit-headers; 503 when nobody could count.
     fn from(denied: Denied) -> Self {
-        let Exceeded { name, permits, period, after } = match denied {
+        let Exceeded { name, policy, after } = match denied {
             Denied::Exceeded(exceeded) => exceeded,
             Denied::Away => {
                 let cause = anyhow::anyhow!("the shared limits are away");
@@ -68,14 +68,12 @@ impl From<Denied> for Refusal {
         };
         let error = Error::new(Kind::ResourceExhausted, "RATE_LIMITED", message);
         let refusal = Self::from(error.retry_after(jittered(after))).of_type(Problem::QuotaExceeded(name));
-        let policy = HeaderValue::try_from(format!("\"{name}\";q={permits};w={}", period.as_secs())).ok();
-        [(RATE_LIMIT_POLICY, policy), (RATE_LIMIT, field(name, 0, after))].into_iter().fold(
-            refusal,
-            |refusal, (name, value)| match value {
+        [(RATE_LIMIT_POLICY, HeaderValue::try_from(policy).ok()), (RATE_LIMIT, field(name, 0, after))]
+            .into_iter()
+            .fold(refusal, |refusal, (name, value)| match value {
                 Some(value) => refusal.with_header(name, value),
                 None => refusal,
-            },
-        )
+            })
     }
 }
 

@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use service_kit::Clock;
 use sha2::{Digest as _, Sha256};
 
@@ -31,6 +32,8 @@ pub(crate) struct Limit {
     period: Duration,
     buckets: Buckets,
     hasher: RandomState,
+    /// Its item in `RateLimit-Policy`, up to the key of the caller.
+    item: String,
     shared: Option<Arc<Shared>>,
     /// Whether to refuse while the shared count is away.
     is_closed: bool,
@@ -60,8 +63,8 @@ pub(crate) enum Denied {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Exceeded {
     pub(super) name: &'static str,
-    pub(super) permits: u32,
-    pub(super) period: Duration,
+    /// Its item in `RateLimit-Policy`.
+    pub(super) policy: String,
     /// When there will be a permit: whole seconds, at least one.
     pub(crate) after: Duration,
 }
@@ -69,8 +72,9 @@ pub(crate) struct Exceeded {
 impl Limit {
     /// `permits` in each `period`, all of which may be used at once; 0 for no limit.
     pub(crate) fn new(name: &'static str, permits: u32, period: Duration, clock: Clock) -> Self {
-        let buckets = Buckets::new(period, clock);
-        Self { name, permits, period, buckets, hasher: RandomState::new(), shared: None, is_closed: false }
+        let (buckets, hasher) = (Buckets::new(period, clock), RandomState::new());
+        let item = format!("\"{name}\";q={permits};w={};pk=:", period.as_secs());
+        Self { name, permits, period, buckets, hasher, item, shared: None, is_closed: false }
     }
 
     /// Counts together with other edges.
@@ -92,7 +96,7 @@ impl Limit {
         }
         let caller = self.caller(who);
         // What this edge has counted is part of what all have: where that is too much, nobody is asked.
-        let own = self.buckets.take(caller, self.permits).map_err(|after| self.exceeded(after))?;
+        let own = self.buckets.take(caller, self.permits).map_err(|after| self.exceeded(caller, after))?;
         let left = match &self.shared {
             None => own,
             Some(shared) => Box::pin(self.take_shared(shared, who, caller, own)).await?,
@@ -116,7 +120,7 @@ impl Limit {
     ) -> Result<Left, Denied> {
         let refused = |after| {
             self.buckets.give_back(caller, self.permits, false);
-            Err(self.exceeded(after))
+            Err(self.exceeded(caller, after))
         };
         match self.buckets.leased(caller, self.permits) {
             Lease::Permit(left) => return Ok(left.unwrap_or(own)),
@@ -145,16 +149,30 @@ impl Limit {
         }
     }
 
-    fn exceeded(&self, after: Duration) -> Denied {
+    fn exceeded(&self, caller: u64, after: Duration) -> Denied {
         metrics::counter!("tollgate_edge_rate_limited_total", "limit" => self.name).increment(1);
-        let Self { name, permits, period, .. } = *self;
-        Denied::Exceeded(Exceeded { name, permits, period, after })
+        let mut policy = String::with_capacity(self.item.len() + 16);
+        self.write_item(&mut policy, caller);
+        Denied::Exceeded(Exceeded { name: self.name, policy, after })
     }
 
-    /// Its item in `RateLimit-Policy`.
-    pub(super) fn policy(&self) -> Option<String> {
-        let Self { name, permits, period, .. } = self;
-        (*permits > 0).then(|| format!("\"{name}\";q={permits};w={}", period.as_secs()))
+    /// Adds its item to a `RateLimit-Policy` of this caller; nothing where there is no limit.
+    pub(super) fn write_policy(&self, field: &mut String, who: &Who<'_>) {
+        if self.permits > 0 {
+            self.write_item(field, self.caller(who));
+        }
+    }
+
+    /// `"user";q=100;w=60;pk=:3q2+7wAB:`. The key says which calls count together and nothing of whom they are: a
+    /// hash of a hash under a secret of this process, of which 48 bits are told.
+    fn write_item(&self, field: &mut String, caller: u64) {
+        if !field.is_empty() {
+            field.push_str(", ");
+        }
+        field.push_str(&self.item);
+        let key = self.hasher.hash_one((3, caller)).to_be_bytes();
+        STANDARD.encode_string(&key[..6], field);
+        field.push(':');
     }
 
     /// A caller in this process: a hash under a key that nobody knows, so that nobody finds another with it.
@@ -200,7 +218,7 @@ pub(crate) fn network_of(address: IpAddr) -> IpAddr {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::{collections::HashSet, time::Duration};
 
     use service_kit::Clock;
 
@@ -235,8 +253,34 @@ mod tests {
         for _ in 0..100 {
             assert_eq!(none.take(&Who::User("x")).await.unwrap(), None);
         }
-        assert_eq!(none.policy(), None);
+        let mut field = String::new();
+        none.write_policy(&mut field, &Who::User("x"));
+        assert_eq!(field, "");
         none.give_back(&Who::User("x"));
+    }
+
+    /// The key of a caller, as it is told.
+    fn key(limit: &Limit, who: &Who<'_>) -> String {
+        let mut field = String::new();
+        limit.write_policy(&mut field, who);
+        field.strip_prefix("\"token\";q=1;w=60;pk=:").unwrap().strip_suffix(':').unwrap().to_owned()
+    }
+
+    #[test]
+    fn keys_tell_callers_apart_and_nothing_else() {
+        let limit = || Limit::new("token", 1, MINUTE, Clock::fixed(0));
+        let (one, other) = (limit(), limit());
+        let of = |text: &'static str| key(&one, &Who::Token(text.as_bytes()));
+        assert_eq!((of("a"), of("a").len()), (of("a"), 8));
+        let all: HashSet<String> = ["a", "b", "ab", ""].into_iter().map(of).collect();
+        assert_eq!(all.len(), 4);
+        // Whoever knows a token learns nothing about calls with it elsewhere, or after a restart.
+        assert_ne!(of("a"), key(&other, &Who::Token(b"a")));
+        assert_ne!(key(&one, &Who::User("a")), of("a"));
+        // A reload goes on.
+        let mut next = limit();
+        next.go_on_from(&one);
+        assert_eq!(key(&next, &Who::Token(b"a")), of("a"));
     }
 
     #[test]

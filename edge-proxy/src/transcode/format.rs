@@ -1,14 +1,16 @@
-//! How a stream of messages is written over HTTP: as Server-Sent Events, or as one JSON text a line.
+//! How a stream of messages is written over HTTP: as Server-Sent Events, as one JSON text a line, or as the bytes that
+//! the messages carry.
 
 use std::borrow::Cow;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header, request::Parts};
+use prost::Message as _;
 use prost_reflect::MessageDescriptor;
-use proto::codec::Codec;
+use proto::{codec::Codec, google::api::HttpBody};
 use service_kit::{Error, error::Result};
 
-use super::response::{absent, members};
+use super::response::{absent, members, type_of};
 use crate::rescue::{self, Refusal};
 
 /// The name of the event that ends a stream which failed, and of its member among lines.
@@ -30,10 +32,6 @@ impl Format {
             Self::Events => ("text/event-stream", "text/*"),
             Self::Lines => ("application/x-ndjson", "application/*"),
         }
-    }
-
-    pub(super) fn content_type(self) -> HeaderValue {
-        HeaderValue::from_static(self.names().0)
     }
 
     /// How much a client wants it (RFC 9110 §12.5.1): the most specific range decides.
@@ -62,12 +60,7 @@ pub(super) fn takes_json(headers: &HeaderMap) -> bool {
 }
 
 /// The form that a request asks for. Who says nothing gets events.
-pub(super) fn agree(parts: &Parts) -> Result<Format, Refusal> {
-    if parts.method == Method::HEAD {
-        let refusal =
-            Refusal::http(StatusCode::METHOD_NOT_ALLOWED, "METHOD_NOT_ALLOWED", "a stream has no HEAD");
-        return Err(refusal.with_header(header::ALLOW, HeaderValue::from_static("GET, OPTIONS")));
-    }
+fn agree(parts: &Parts) -> Result<Format, Refusal> {
     let accept = accepted(&parts.headers);
     if accept.trim().is_empty() {
         return Ok(Format::Events);
@@ -87,7 +80,16 @@ fn accepted(headers: &HeaderMap) -> String {
 
 /// How messages of one type are written.
 #[derive(Debug, Clone)]
-pub(super) struct Plan {
+pub(super) enum Plan {
+    /// Each as JSON.
+    Json(Json),
+    /// The bytes that they carry, one after the other (`google.api.HttpBody`).
+    Bytes,
+}
+
+/// How a message is written as JSON.
+#[derive(Debug, Clone)]
+pub(super) struct Json {
     codec: Codec,
     /// The one field that is written, and what it is where it is absent.
     field: Option<(String, Cow<'static, str>)>,
@@ -99,25 +101,69 @@ impl Plan {
     /// Reads the output of a method and the `response_body` of its binding.
     pub(super) fn of(output: &MessageDescriptor, response_body: &str) -> anyhow::Result<Self> {
         let name = output.full_name();
+        if name == "google.api.HttpBody" {
+            anyhow::ensure!(response_body.is_empty(), "{name} is its own body, not {response_body}");
+            return Ok(Self::Bytes);
+        }
         let codec = Codec::find(name).ok_or_else(|| anyhow::anyhow!("{name} has no JSON codec"))?;
         if !response_body.is_empty() {
             let field = output
                 .get_field_by_name(response_body)
                 .ok_or_else(|| anyhow::anyhow!("{name} has no field {response_body} for the body"))?;
             let field = Some((field.json_name().to_owned(), absent(&field)));
-            return Ok(Self { codec, field, named: false });
+            return Ok(Self::Json(Json { codec, field, named: false }));
         }
         let named = is_one_oneof(output);
         anyhow::ensure!(
             !named || output.get_field_by_json_name(ERROR).is_none(),
             "{name}: an event `{ERROR}` would look like the end of a stream that failed"
         );
-        Ok(Self { codec, field: None, named })
+        Ok(Self::Json(Json { codec, field: None, named }))
     }
 
+    /// Writes in the form that a request asks for.
+    pub(super) fn agree(&self, parts: &Parts) -> Result<Writer, Refusal> {
+        if parts.method == Method::HEAD {
+            let refusal =
+                Refusal::http(StatusCode::METHOD_NOT_ALLOWED, "METHOD_NOT_ALLOWED", "a stream has no HEAD");
+            return Err(refusal.with_header(header::ALLOW, HeaderValue::from_static("GET, OPTIONS")));
+        }
+        Ok(match self {
+            Self::Json(json) => json.with(agree(parts)?, parts.uri.path()),
+            Self::Bytes => Writer::Bytes,
+        })
+    }
+
+    /// Whether the service chooses the form of what it answers.
+    pub(super) fn has_forms(&self) -> bool {
+        matches!(self, Self::Bytes)
+    }
+}
+
+impl Json {
     /// Writes in this form; `path` is that of the request, for errors.
-    pub(super) fn with(&self, format: Format, path: &str) -> Writer {
-        Writer { plan: self.clone(), format, path: path.to_owned() }
+    fn with(&self, format: Format, path: &str) -> Writer {
+        Writer::Json { json: self.clone(), format, path: path.to_owned() }
+    }
+
+    fn write(&self, message: Bytes, format: Format) -> Result<Bytes> {
+        // Compact JSON has no line breaks, which both forms need.
+        let mut json = (self.codec.to_json)(message).map_err(Error::internal)?;
+        if let Some((name, absent)) = &self.field {
+            let members = members(&json)?;
+            json = members.get(name.as_str()).map_or(absent.as_ref(), |value| value.get()).into();
+        }
+        if format == Format::Lines {
+            return Ok([&json[..], b"\n"].concat().into());
+        }
+        let choice = match self.named {
+            true => members(&json)?.into_iter().next(),
+            false => None,
+        };
+        Ok(match choice {
+            Some((name, data)) => event(&name, None, data.get().as_bytes()),
+            None => [b"data: ", &json[..], b"\n\n"].concat().into(),
+        })
     }
 }
 
@@ -130,49 +176,48 @@ pub(crate) fn is_one_oneof(message: &MessageDescriptor) -> bool {
 
 /// Writes the pieces of one stream.
 #[derive(Debug)]
-pub(super) struct Writer {
-    plan: Plan,
-    pub(super) format: Format,
-    path: String,
+pub(super) enum Writer {
+    /// JSON in one of the forms; the path is that of the request, for errors.
+    Json { json: Json, format: Format, path: String },
+    /// The bytes as they are.
+    Bytes,
 }
 
 impl Writer {
+    /// The content type of the stream; that of bytes is in their first message.
+    pub(super) fn content_type(&self, first: Option<&Bytes>) -> Result<HeaderValue> {
+        match (self, first) {
+            (Self::Json { format, .. }, _) => Ok(HeaderValue::from_static(format.names().0)),
+            (Self::Bytes, Some(first)) => type_of(&HttpBody::decode(&first[..]).map_err(Error::internal)?),
+            (Self::Bytes, None) => type_of(&HttpBody::default()),
+        }
+    }
+
     /// A message.
     pub(super) fn message(&self, message: Bytes) -> Result<Bytes> {
-        // Compact JSON has no line breaks, which both forms need.
-        let mut json = (self.plan.codec.to_json)(message).map_err(Error::internal)?;
-        if let Some((name, absent)) = &self.plan.field {
-            let members = members(&json)?;
-            json = members.get(name.as_str()).map_or(absent.as_ref(), |value| value.get()).into();
+        match self {
+            Self::Json { json, format, .. } => json.write(message, *format),
+            Self::Bytes => Ok(HttpBody::decode(message).map_err(Error::internal)?.data.into()),
         }
-        if self.format == Format::Lines {
-            return Ok([&json[..], b"\n"].concat().into());
-        }
-        let choice = match self.plan.named {
-            true => members(&json)?.into_iter().next(),
-            false => None,
-        };
-        Ok(match choice {
-            Some((name, data)) => event(&name, None, data.get().as_bytes()),
-            None => [b"data: ", &json[..], b"\n\n"].concat().into(),
-        })
     }
 
-    /// What keeps those in between from closing a quiet connection; lines have nothing of the kind.
+    /// What keeps those in between from closing a quiet connection; only events have something of the kind.
     pub(super) fn keep_alive(&self) -> Option<Bytes> {
-        (self.format == Format::Events).then_some(Bytes::from_static(b": keep-alive\n\n"))
+        let events = matches!(self, Self::Json { format: Format::Events, .. });
+        events.then_some(Bytes::from_static(b": keep-alive\n\n"))
     }
 
-    /// The last piece of a stream that fails: the body that the error would have had.
-    pub(super) fn error(&self, error: &Error) -> Bytes {
-        let json = rescue::in_stream(&self.path, error);
-        match self.format {
+    /// The last piece of a stream that fails: the body that the error would have had. Bytes have no room for it.
+    pub(super) fn error(&self, error: &Error) -> Option<Bytes> {
+        let Self::Json { format, path, .. } = self else { return None };
+        let json = rescue::in_stream(path, error);
+        Some(match format {
             Format::Events => {
                 let retry = error.retry_delay().map(|delay| delay.as_millis());
                 event(ERROR, retry, &json)
             }
             Format::Lines => [b"{\"error\":", &json[..], b"}\n"].concat().into(),
-        }
+        })
     }
 }
 
@@ -211,7 +256,6 @@ mod tests {
         for accept in ["application/json", "text/html", "*/*;q=0", "text/event-stream;q=x", "nonsense"] {
             assert_eq!(asked(accept), None, "{accept}");
         }
-        assert!(agree(&Request::head("/").body(()).unwrap().into_parts().0).is_err());
     }
 
     #[test]
@@ -223,7 +267,9 @@ mod tests {
         assert!(!is_one_oneof(&message("tollgate.gateway.v1.Heartbeat")));
         assert!(Plan::of(&message("tollgate.gateway.v1.PlatformFrame"), "nothing").is_err());
         let plan = Plan::of(&message("tollgate.gateway.v1.PlatformFrame"), "heartbeat").unwrap();
-        let writer = plan.with(Format::Lines, "/");
+        let lines = Request::get("/").header("accept", "application/x-ndjson").body(()).unwrap();
+        let writer = plan.agree(&lines.into_parts().0).unwrap();
+        assert!(plan.agree(&Request::head("/").body(()).unwrap().into_parts().0).is_err());
         // Field 3 is the heartbeat.
         assert_eq!(
             &writer.message(vec![0x1a, 0].into()).unwrap()[..],

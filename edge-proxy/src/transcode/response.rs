@@ -129,11 +129,16 @@ pub(super) fn absent(field: &FieldDescriptor) -> Cow<'static, str> {
 
 /// The bytes, under the type that the service gives them.
 fn raw(body: HttpBody) -> Result<Response> {
-    let content_type = match body.content_type.as_str() {
-        "" => HeaderValue::from_static("application/octet-stream"),
-        text => HeaderValue::try_from(text).map_err(Error::internal)?,
-    };
+    let content_type = type_of(&body)?;
     Ok(reply(StatusCode::OK, body.data.into(), content_type))
+}
+
+/// The type that the service gives its bytes.
+pub(super) fn type_of(body: &HttpBody) -> Result<HeaderValue> {
+    match body.content_type.as_str() {
+        "" => Ok(HeaderValue::from_static("application/octet-stream")),
+        text => HeaderValue::try_from(text).map_err(Error::internal),
+    }
 }
 
 /// The `HttpBody` in a field of a message.

@@ -37,6 +37,10 @@ const SERVICE: &str = r#"
         option (tollgate.common.v1.policy) = {access: PUBLIC};
         option (google.api.http) = {post: "/v1/upload" body: "*"};
       }
+      rpc Download(tollgate.project.v1.GetApiRequest) returns (stream google.api.HttpBody) {
+        option (tollgate.common.v1.policy) = {access: PUBLIC};
+        option (google.api.http) = {get: "/v1/download/{api_id}"};
+      }
       rpc Part(tollgate.gateway.v1.PutManifestRequest) returns (tollgate.gateway.v1.PutManifestRequest) {
         option (tollgate.common.v1.policy) = {access: PUBLIC};
         option (google.api.http) = {put: "/v1/part/{gateway_id}" body: "manifest" response_body: "manifest"};
@@ -135,6 +139,21 @@ fn bytes_are_a_request_whole_or_in_part() {
     let message = stage.message(Method::PUT, "/v1/part/g1", &headers, b"a,b");
     let read = PutManifestRequest::decode(&message[..]).unwrap();
     assert_eq!((read.gateway_id.as_str(), read.manifest), ("g1", Some(expected)));
+}
+
+#[test]
+fn a_stream_of_bytes_is_one_whatever_the_client_takes() {
+    let stage = Stage::set();
+    assert_eq!(stage.api_id(Method::GET, "/v1/download/a1"), "a1");
+    let Found::Route(route, _) = stage.table.find(&Method::GET, "/v1/download/a1") else { panic!() };
+    let form = |request: http::request::Builder| {
+        let parts: Parts = request.uri("/v1/download/a1").body(()).unwrap().into_parts().0;
+        route.answer.form(&parts, false).map(|_| ()).map_err(|refusal| refusal.kind())
+    };
+    for accept in ["", "text/csv", "application/json", "text/event-stream"] {
+        assert_eq!(form(http::Request::builder().header("accept", accept)), Ok(()), "{accept}");
+    }
+    assert!(route.is_stream() && form(http::Request::builder().method(Method::HEAD)).is_err());
 }
 
 #[tokio::test]

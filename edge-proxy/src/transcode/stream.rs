@@ -1,22 +1,24 @@
 //! The answer of a method that streams: written as it comes, no faster than the client reads.
 //!
 //! There is no deadline for the whole. A stream ends when the service ends it, when the client leaves or
-//! takes nothing any more, and when the edge drains; each of them ends the call to the service.
+//! takes nothing any more, and when the edge drains; each of them ends the call to the service. A stream of bytes that
+//! fails is broken off, so that nobody takes it for whole.
 
-use std::{convert::Infallible, time::Duration};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use http::{HeaderName, HeaderValue, header};
 use http_body::Frame;
 use http_body_util::StreamBody;
-use service_kit::{Error, Kind, error::Result, opaque};
+use service_kit::{Error, Kind, error::Result, opaque, shutdown::Tasks};
 use tokio::{
     sync::mpsc,
     time::{sleep, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
+use tonic::Status;
 use tracing::Instrument as _;
 
 use super::{format::Writer, messages::Messages};
@@ -40,25 +42,38 @@ pub(super) async fn reply(
     writer: Writer,
     answer: http::Response<Body>,
 ) -> Result<Response, Refusal> {
+    let patience = Duration::from_secs(edge.live.load().bounds.write_seconds.max(1));
+    streamed(&edge.tasks, patience, writer, answer).await
+}
+
+async fn streamed(
+    tasks: &Tasks,
+    patience: Duration,
+    writer: Writer,
+    answer: http::Response<Body>,
+) -> Result<Response, Refusal> {
     let mut messages = Messages::of(answer)?;
-    let stop = edge.tasks.stopping();
+    let stop = tasks.stopping();
+    // Of bytes nobody can say what they are before the first have come.
+    let quiet = if matches!(writer, Writer::Bytes) { Duration::MAX } else { KEEP_ALIVE };
     let first = tokio::select! {
-        first = timeout(KEEP_ALIVE, messages.next()) => first,
+        first = timeout(quiet, messages.next()) => first,
         () = stop.cancelled() => return Err(draining().into()),
     };
-    let first = match first {
-        Ok(Some(message)) => Some(writer.message(message?)?),
-        Ok(None) => None,
+    let (content_type, first) = match first {
+        Ok(Some(message)) => {
+            let message = message?;
+            (writer.content_type(Some(&message))?, Some(writer.message(message)?))
+        }
+        Ok(None) => (writer.content_type(None)?, None),
         // The client shall not wait any longer to hear that the stream stands.
-        Err(_) => writer.keep_alive(),
+        Err(_) => (writer.content_type(None)?, writer.keep_alive()),
     };
-    let content_type = writer.format.content_type();
     let (out, pieces) = mpsc::channel(1);
-    let patience = Duration::from_secs(edge.live.load().bounds.write_seconds.max(1));
     let pump = Pump { messages, writer, out, patience, stop };
-    edge.tasks.spawn_short(pump.run(first).in_current_span());
+    tasks.spawn_short(pump.run(first).in_current_span());
 
-    let frames = ReceiverStream::new(pieces).map(|piece| Ok::<_, Infallible>(Frame::data(piece)));
+    let frames = ReceiverStream::new(pieces).map(|piece| piece.map(Frame::data));
     let mut response = Response::new(Body::new(StreamBody::new(frames)));
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, content_type);
@@ -78,7 +93,7 @@ fn draining() -> Error {
 struct Pump {
     messages: Messages,
     writer: Writer,
-    out: mpsc::Sender<Bytes>,
+    out: mpsc::Sender<Result<Bytes, Status>>,
     /// How long the client may take nothing.
     patience: Duration,
     stop: CancellationToken,
@@ -90,7 +105,7 @@ impl Pump {
         let mut piece = first;
         loop {
             if let Some(piece) = piece
-                && !self.send(piece).await
+                && !self.send(Ok(piece)).await
             {
                 return;
             }
@@ -117,11 +132,11 @@ impl Pump {
 
     async fn fail(&mut self, error: &Error) {
         let last = self.writer.error(error);
-        self.send(last).await;
+        self.send(last.ok_or_else(|| Status::aborted("the stream is broken off"))).await;
     }
 
     /// Hands a piece over as soon as the client has taken the one before. Says whether it still reads.
-    async fn send(&mut self, piece: Bytes) -> bool {
+    async fn send(&mut self, piece: Result<Bytes, Status>) -> bool {
         let hurry = async {
             self.stop.cancelled().await;
             sleep(FAREWELL).await;

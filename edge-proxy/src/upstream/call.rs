@@ -319,7 +319,6 @@ impl Service {
             Err(Unsent { request, error }) => {
                 let failure = Failure { seen: Seen::Never, ..Failure::unanswered(error) };
                 ticket.broke(&failure);
-                let request = request.map(Box::new);
                 Err(Lost { request, ..Lost::failure(failure, Pushback::None) })
             }
         }

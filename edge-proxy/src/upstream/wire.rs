@@ -92,7 +92,7 @@ pub(super) enum Messages {
 /// Why a request was not sent; it comes back if it can be sent elsewhere.
 #[derive(Debug)]
 pub(super) struct Unsent {
-    pub(super) request: Option<Outgoing>,
+    pub(super) request: Option<Box<Outgoing>>,
     pub(super) error: h2::Error,
 }
 
@@ -195,7 +195,7 @@ impl Wire {
         // A connection that says goodbye, or has broken, says so here, while the request is still ours.
         if let Some(Err(error)) = poll_fn(|cx| sender.poll_ready(cx)).now_or_never() {
             self.closed.store(true, Ordering::Relaxed);
-            return Err(Unsent { request: Some(request), error });
+            return Err(Unsent { request: Some(Box::new(request)), error });
         }
         let Outgoing { head, messages } = request;
         let sent = sender.send_request(head, false);

@@ -208,6 +208,31 @@ async fn a_client_may_ask_for_more_and_never_for_less() {
 }
 
 #[tokio::test]
+async fn who_takes_stale_answers_gets_them() {
+    let clock = clock();
+    let world = world(&clock).await;
+    world.get(PATH).user().send("").await;
+    clock.advance_ms(100_000);
+    let ask = |control: &'static str| world.get(PATH).user().header("cache-control", control).send("");
+    for control in ["max-stale=90", "max-stale", "max-stale, only-if-cached", "max-age=100, max-stale=100"] {
+        let stale = ask(control).await;
+        let expected = ("v1", "edge; hit; ttl=-90; detail=max-stale", "100");
+        assert_eq!((&*name(&stale), status(&stale), stale.header("age")), expected, "{control}");
+    }
+    assert_eq!(world.calls().len(), 1, "nobody asked for a new one");
+    // What is wrong is not stale.
+    let put = world.ask(Method::PUT, PATH).user().json("{}").await;
+    assert_eq!(put.status, StatusCode::OK, "{put:?}");
+    assert_eq!(name(&ask("max-stale").await), "v3");
+    for (control, expected) in
+        [("max-stale=89", "v4"), ("max-age=99, max-stale", "v5"), ("max-stale=x", "v6")]
+    {
+        clock.advance_ms(100_000);
+        assert_eq!(name(&ask(control).await), expected, "{control}");
+    }
+}
+
+#[tokio::test]
 async fn equal_questions_at_once_are_one_call() {
     let gate = Arc::new(Semaphore::new(0));
     let held = gate.clone();

@@ -48,6 +48,16 @@ impl Answer {
         status.map_or("", |value| value.to_str().unwrap())
     }
 
+    /// `RateLimit-Policy` without its partition keys, and these.
+    pub(crate) fn policies(&self) -> (String, Vec<String>) {
+        let items = self.header("ratelimit-policy").split(", ").map(|item| {
+            let (policy, key) = item.split_once(";pk=:").unwrap_or_else(|| panic!("no key: {self:?}"));
+            (policy, key.strip_suffix(':').unwrap().to_owned())
+        });
+        let (policies, keys): (Vec<&str>, Vec<String>) = items.unzip();
+        (policies.join(", "), keys)
+    }
+
     /// The messages of a gRPC body.
     pub(crate) fn messages(&self) -> Vec<Bytes> {
         let mut rest = self.body.clone();

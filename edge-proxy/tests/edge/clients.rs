@@ -148,7 +148,7 @@ async fn each_class_of_calls_has_its_own_limit() {
         assert!(is_after(&refused, after), "{path}: {refused:?}");
         assert_eq!(refused.json()["violated-policies"], serde_json::json!([name]));
         assert!(refused.json()["type"].as_str().unwrap().ends_with("#quota-exceeded"));
-        assert_eq!(refused.header("ratelimit-policy"), format!("\"{name}\";q={quota};w={window}"));
+        assert_eq!(refused.policies().0, format!("\"{name}\";q={quota};w={window}"));
         assert_eq!(refused.header("ratelimit"), format!("\"{name}\";r=0;t={after}"));
         // The same limit over gRPC.
         let refused = world.grpc(method, &[], &[b""]).await;

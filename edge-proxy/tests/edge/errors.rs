@@ -319,7 +319,7 @@ async fn credentials_cannot_be_tried_without_end() {
     problem(&answer, 429, "RESOURCE_EXHAUSTED", "RATE_LIMITED");
     let after: u32 = answer.header("retry-after").parse().unwrap();
     assert!((1..=33).contains(&after));
-    assert_eq!(answer.header("ratelimit-policy"), "\"credential\";q=2;w=60");
+    assert_eq!(answer.policies().0, "\"credential\";q=2;w=60");
     let told = answer.header("ratelimit").strip_prefix("\"credential\";r=0;t=").unwrap().to_owned();
     assert!(told.parse::<u32>().unwrap() <= after, "who heeds Retry-After is not early: {answer:?}");
     let answer = world.grpc("/tollgate.auth.v1.AuthService/Login", &[], &[b""]).await;

@@ -152,6 +152,27 @@ async fn bodies_that_do_not_come_are_not_waited_for() {
         assert_eq!(answer.json()["reason"], "BODY_TIMEOUT");
         assert!(started.elapsed() < Duration::from_secs(5));
     }
+    for (content_type, h1) in [
+        ("application/json", true),
+        ("application/json", false),
+        ("application/grpc-web", true),
+        ("application/grpc", false),
+    ] {
+        let begun =
+            tokio_stream::once(Ok::<_, hyper::Error>(http_body::Frame::data(Bytes::from_static(b"{"))));
+        let body = StreamBody::new(begun.chain(tokio_stream::pending())).boxed_unsync();
+        let ask = world.post("/tollgate.auth.v1.AuthService/Login").header("content-type", content_type);
+        let answer = if h1 { ask.h1() } else { ask }.stream(body).await;
+        let told = match content_type {
+            "application/json" => answer.json()["code"] == "deadline_exceeded",
+            "application/grpc" => answer.grpc_status() == "4",
+            _ => {
+                String::from_utf8_lossy(&answer.body).contains("grpc-status:4") || answer.grpc_status() == "4"
+            }
+        };
+        assert!(told, "{content_type}: {answer:?}");
+    }
+    assert!(world.calls().is_empty());
 }
 
 #[tokio::test]

@@ -57,8 +57,8 @@ async fn users_and_their_tokens_have_limits_of_their_own() {
     for left in [2, 1, 0] {
         let answer = call(&world, "ada", "s1").await;
         assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
-        let policies = "\"address\";q=60000;w=60, \"user\";q=5;w=60, \"token\";q=3;w=60";
-        assert_eq!(answer.header("ratelimit-policy"), policies);
+        let expected = "\"address\";q=60000;w=60, \"user\";q=5;w=60, \"token\";q=3;w=60";
+        assert_eq!(answer.policies().0, expected);
         assert_eq!(answer.header("ratelimit"), format!("\"token\";r={left};t={}", (3 - left) * 20));
     }
     refused_by(&call(&world, "ada", "s1").await, "token");
@@ -97,10 +97,29 @@ async fn expensive_calls_are_fewer() {
     for _ in 0..2 {
         let answer = deploy().await;
         assert_eq!(answer.status, StatusCode::CREATED, "{answer:?}");
-        assert!(answer.header("ratelimit-policy").ends_with("\"heavy\";q=2;w=60"), "{answer:?}");
+        assert!(answer.policies().0.ends_with("\"heavy\";q=2;w=60"), "{answer:?}");
     }
     refused_by(&deploy().await, "heavy");
     assert_eq!(call(&world, "u", "s").await.status, StatusCode::OK, "ordinary calls go on");
+}
+
+#[tokio::test]
+async fn a_key_says_which_calls_count_together_and_not_whose_they_are() {
+    let world = world(Options::default().set("limits.user_per_minute", 3)).await;
+    let keys = async |user, session| call(&world, user, session).await.policies().1;
+    let ada = keys("ada", "s1").await;
+    assert_eq!(ada, keys("ada", "s1").await);
+    let (again, bob) = (keys("ada", "s2").await, keys("bob", "s1").await);
+    let [address, user, token] = &ada[..] else { panic!("{ada:?}") };
+    assert!(address == &again[0] && user == &again[1] && token != &again[2], "{ada:?} {again:?}");
+    assert!(address == &bob[0] && user != &bob[1] && token == &bob[2], "{ada:?} {bob:?}");
+    // A refusal is about the same one.
+    let refused = call(&world, "ada", "s3").await;
+    assert_eq!(refused.policies(), ("\"user\";q=3;w=60".to_owned(), vec![user.clone()]));
+    // Another edge, or this one after a restart, has other names for all of them.
+    let elsewhere = self::world(Options::default()).await;
+    let there = call(&elsewhere, "ada", "s1").await.policies().1;
+    assert!(there.iter().all(|key| !ada.contains(key)), "{ada:?} {there:?}");
 }
 
 fn sharing(redis: &TestRedis) -> Options {

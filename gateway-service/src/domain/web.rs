@@ -77,13 +77,6 @@ fn stored(id: String, subject: String, payload: Value) -> (String, Vec<u8>) {
     (id, announcement(subject, payload))
 }
 
-/// The id and the outbox entry of `changed.gateways.<organizationId>`: the registry of an organization is another
-/// than it was.
-pub(crate) fn registry(organization_id: &str) -> (String, Vec<u8>) {
-    let subject = format!("changed.gateways.{organization_id}");
-    stored(subject.clone(), subject, json!({}))
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::{Value, json};

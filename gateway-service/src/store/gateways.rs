@@ -10,7 +10,7 @@ use service_kit::{
 use sqlx::QueryBuilder;
 use trait_gen::trait_gen;
 
-use super::{GatewayStore, SqlStore, connections::Steps as _, events::LOCK, push_in, web::Tell as _};
+use super::{GatewayStore, SqlStore, connections::Steps as _, events::LOCK, push_in};
 use crate::domain::{
     acks::{REPORTS, deleted_report},
     gateways::{Details, Functionality, Gateway},
@@ -103,11 +103,7 @@ impl GatewayStore for SqlStore<Pool> {
         .execute(&mut *tx)
         .await;
         match inserted {
-            Ok(_) => {
-                tx.tell_registry(&gateway.organization_id).await?;
-                tx.commit().await?;
-                Ok(true)
-            }
+            Ok(_) => tx.commit().await.map(|()| true).map_err(Error::from),
             Err(error) if is_unique_violation(&error) => Ok(false),
             Err(error) => Err(error.into()),
         }
@@ -158,32 +154,24 @@ impl GatewayStore for SqlStore<Pool> {
         .bind(now)
         .fetch_optional(&mut *tx)
         .await?;
-        if let Some(row) = &row {
-            tx.tell_registry(&row.organization_id).await?;
-        }
         tx.commit().await?;
         row.map(GatewayRow::gateway).transpose()
     }
 
     async fn put_manifest(&self, id: &str, version: &str, manifest: &str) -> Result<()> {
         let mut tx = self.pool.begin().await?;
-        let organization: Option<String> = sqlx::query_scalar(
-            "UPDATE gateways SET version = $2, manifest = $3 WHERE id = $1 RETURNING organization_id",
-        )
-        .bind(id)
-        .bind(version)
-        .bind(manifest)
-        .fetch_optional(&mut *tx)
-        .await?;
+        sqlx::query("UPDATE gateways SET version = $2, manifest = $3 WHERE id = $1")
+            .bind(id)
+            .bind(version)
+            .bind(manifest)
+            .execute(&mut *tx)
+            .await?;
         // Those that say who they are said their version too.
         sqlx::query("UPDATE connections SET version = $2 WHERE gateway_id = $1 AND instance_id = ''")
             .bind(id)
             .bind(version)
             .execute(&mut *tx)
             .await?;
-        if let Some(organization) = organization {
-            tx.tell_registry(&organization).await?;
-        }
         Ok(tx.commit().await?)
     }
 
@@ -204,15 +192,8 @@ impl GatewayStore for SqlStore<Pool> {
             tx.forget(&connections, now).await?;
         }
         // Tokens, events and artifacts go with it: ON DELETE CASCADE.
-        let organization: Option<String> =
-            sqlx::query_scalar("DELETE FROM gateways WHERE id = $1 RETURNING organization_id")
-                .bind(id)
-                .fetch_optional(&mut *tx)
-                .await?;
-        if let Some(organization) = &organization {
-            tx.tell_registry(organization).await?;
-        }
+        let deleted = sqlx::query("DELETE FROM gateways WHERE id = $1").bind(id).execute(&mut *tx).await?;
         tx.commit().await?;
-        Ok(organization.is_some())
+        Ok(deleted.rows_affected() > 0)
     }
 }

@@ -8,15 +8,13 @@ use sqlx::{PgConnection, QueryBuilder, SqliteConnection};
 use trait_gen::trait_gen;
 
 use super::push_in;
-use crate::domain::web::{Deployment, TOPIC, deployment_state, registry};
+use crate::domain::web::{Deployment, TOPIC, deployment_state};
 
 /// Tells the web within a transaction.
 #[async_trait]
 pub(super) trait Tell {
     /// What became of deployments. The last that a transaction does: the topic stays locked.
     async fn tell_states(&mut self, states: &[Deployment], now: i64) -> Result<()>;
-    /// That the registry of an organization has changed. The last that a transaction does.
-    async fn tell_registry(&mut self, organization_id: &str) -> Result<()>;
 }
 
 #[trait_gen(Connection -> SqliteConnection, PgConnection)]
@@ -35,10 +33,5 @@ impl Tell for Connection {
         let event =
             |state: &Deployment| Some(deployment_state(organizations.get(&state.gateway_id)?, state, now));
         Ok(self.append_all(TOPIC, states.iter().filter_map(event).collect()).await?)
-    }
-
-    async fn tell_registry(&mut self, organization_id: &str) -> Result<()> {
-        let (id, entry) = registry(organization_id);
-        Ok(self.append(TOPIC, &id, entry).await?)
     }
 }

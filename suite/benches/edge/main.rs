@@ -13,6 +13,8 @@
 mod backend;
 mod case;
 mod certs;
+#[path = "../measure/cost.rs"]
+mod cost;
 mod floor;
 mod load;
 mod others;

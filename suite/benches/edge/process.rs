@@ -8,6 +8,8 @@ use std::{
     time::Duration,
 };
 
+use crate::cost;
+
 /// A process that runs; it ends with this.
 pub(crate) struct Process {
     name: &'static str,
@@ -47,18 +49,12 @@ impl Process {
 
     /// Resident memory in KiB.
     pub(crate) fn resident_kib(&self) -> u64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
-        let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
-        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+        cost::resident_kib(self.child.id())
     }
 
     /// CPU time so far, of all threads.
     pub(crate) fn cpu(&self) -> Duration {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
-        let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
-        let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
-        // The kernel's clock ticks 100 times a second on every Linux that people run.
-        Duration::from_millis(ticks * 10)
+        cost::cpu(self.child.id())
     }
 }
 

@@ -9,6 +9,8 @@
     reason = "a measurement fails by panicking"
 )]
 
+#[path = "../measure/cost.rs"]
+mod cost;
 mod fleet;
 mod setup;
 mod sockets;

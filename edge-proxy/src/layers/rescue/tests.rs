@@ -1,17 +1,18 @@
 use http::StatusCode;
 use http_body_util::{BodyExt as _, Empty};
+use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 
 use super::rescued;
 use crate::{
-    layers::{Request, Response},
+    layers::Response,
     rescue::{Asked, Refusal},
 };
 
 /// What a client gets from a stack that panics.
 async fn panicking(content_type: &'static str) -> (StatusCode, http::HeaderMap, String) {
     let (near, far) = tokio::io::duplex(64 * 1024);
-    let service = hyper::service::service_fn(|request: Request| async move {
+    let service = hyper::service::service_fn(|request: http::Request<Incoming>| async move {
         let asked = Asked::of(&request);
         let panicking = async move {
             assert!(request.uri().path().is_empty(), "the canary of a panic");

@@ -52,6 +52,11 @@ impl Heads {
         self.is_ambiguous
     }
 
+    /// Whether a request has begun and not ended, as far as the watch goes.
+    pub(super) fn is_within(&self) -> bool {
+        !self.head.is_empty() || matches!(self.state, State::Body(_) | State::Chunked(_))
+    }
+
     /// Goes on with these bytes.
     pub(super) fn see(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
