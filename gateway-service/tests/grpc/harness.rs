@@ -16,6 +16,7 @@ use service_kit::{
     bus::BusConfig,
     client::{Upstream, UpstreamConfig},
     db::Database,
+    idempotency::IdempotencyConfig,
     server::{Listeners, Running},
     telemetry::{LogFormat, TelemetryConfig},
     testing::{Signer, TestDatabase},
@@ -175,6 +176,7 @@ impl World {
             },
             link: self.link,
             bus: self.bus.clone(),
+            idempotency: IdempotencyConfig { hours: 24, max_per_caller: 10_000 },
         }
     }
 

@@ -103,7 +103,7 @@ mod tests {
     #[test]
     fn lines_wait_for_others_and_not_for_ever() {
         let lines = Lines::default();
-        let mut write = |may_wait, text: &str| {
+        let write = |may_wait, text: &str| {
             Line { lines: &lines, may_wait }.write_all(text.as_bytes()).unwrap();
             lines.waiting().len()
         };

@@ -28,10 +28,10 @@ const EDGES: [(&str, &[&str]); 3] = [
 /// Nobody is refused for calling often.
 const LIMITS: [&str; 6] = [
     "limits.credential_per_minute=1000000",
-    "limits.address_per_minute=0",
-    "limits.user_per_minute=0",
-    "limits.token_per_minute=0",
-    "limits.heavy_per_minute=0",
+    "limits.address_per_minute=100000000",
+    "limits.user_per_minute=100000000",
+    "limits.token_per_minute=100000000",
+    "limits.heavy_per_minute=100000000",
     "limits.connections_per_address=100000",
 ];
 
