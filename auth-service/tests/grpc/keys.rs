@@ -121,13 +121,17 @@ async fn names(setup: &Setup, running: &Running) -> Vec<String> {
     jwks.keys.into_iter().map(|key| key.kid).collect()
 }
 
+/// How many work at once.
+const WORKERS: usize = 4;
+
 /// Somebody who works: logs in, refreshes, and calls this service and another one, over and over. Counts
 /// the rounds and tells who signed last; panics when anything fails.
 struct Load {
     client: Client,
     other: Verifier,
     clock: Clock,
-    rounds: watch::Sender<(usize, String)>,
+    rounds: watch::Sender<([usize; WORKERS], String)>,
+    number: usize,
     stop: CancellationToken,
 }
 
@@ -146,7 +150,10 @@ impl Load {
             answer(self.client.clone().get_profile(profile).await).unwrap();
             self.other.verify(&pair.access_token).await.unwrap();
             let kid = part(&pair.access_token, 0)["kid"].as_str().unwrap().to_owned();
-            self.rounds.send_modify(|(rounds, last)| (*rounds, *last) = (*rounds + 1, kid));
+            self.rounds.send_modify(|(rounds, last)| {
+                rounds[self.number] += 1;
+                *last = kid;
+            });
             if self.stop.is_cancelled() {
                 return;
             }
@@ -168,21 +175,22 @@ async fn rotating_three_times_under_load_fails_no_request() {
         let other = Verifier::new(auth.config.token.clone(), Arc::new(others), auth.clock.clone());
         other.follow(&tasks);
         let mut works = JoinSet::new();
-        for _ in 0..4 {
-            let (clock, rounds) = (auth.clock.clone(), rounds.clone());
-            let load =
-                Load { client: auth.client(), other: other.clone(), clock, rounds, stop: stop.clone() };
-            works.spawn(load.work());
+        for number in 0..WORKERS {
+            let (client, other, clock) = (auth.client(), other.clone(), auth.clock.clone());
+            let (rounds, stop) = (rounds.clone(), stop.clone());
+            works.spawn(Load { client, other, clock, rounds, number, stop }.work());
         }
 
         let mut signers = names(&auth, &auth.running).await;
         let (began, mut progress) = (auth.clock.now_ms(), rounds.subscribe());
         while signers.len() < 4 {
-            // Not faster than requests come through, so that the time between the publication of a key and
-            // its first use is some time in this world too.
-            let goal = progress.borrow_and_update().0 + 8;
+            // Not faster than requests come through, those of each, so that the time between the publication of a key
+            // and its first use is some time in this world too, and no token gets old while somebody has no turn.
+            let goals = progress.borrow_and_update().0.map(|rounds| rounds + 2);
+            let is_there =
+                |rounds: &[usize; WORKERS]| rounds.iter().zip(goals).all(|(now, goal)| *now >= goal);
             tokio::select! {
-                _ = progress.wait_for(|(rounds, _)| *rounds >= goal) => {}
+                _ = progress.wait_for(|(rounds, _)| is_there(rounds)) => {}
                 failed = works.join_next() => panic!("a request failed: {failed:?}"),
             }
             let kid = progress.borrow().1.clone();
