@@ -13,7 +13,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, Method, Version};
+use http::{HeaderMap, HeaderValue, Method, Version};
 use http_body::{Frame, SizeHint};
 use tonic::Code;
 use tracing::{Span, field::Empty};
@@ -90,6 +90,8 @@ pub(crate) struct Record {
     code: Option<Code>,
     ending: Option<Ending>,
     started: Instant,
+    id: Option<HeaderValue>,
+    trace_id: Option<String>,
     span: Span,
     /// How the client speaks.
     protocol: Protocol,
@@ -108,15 +110,18 @@ impl Record {
         if let Some(client) = &client {
             client.connection.figures.active(method, scheme(client)).increment(1.0);
         }
+        let (span, trace_id) = span(method, request.headers());
         Self {
             method,
+            id: request.headers().get(X_REQUEST_ID).cloned(),
+            trace_id,
             version: version_name(request.version()),
             route: None,
             status: 0,
             code: None,
             ending: None,
             started: Instant::now(),
-            span: span(method, request.headers()),
+            span,
             protocol,
             received: http_body::Body::size_hint(request.body()).exact(),
             sent: 0,
@@ -155,12 +160,13 @@ impl Record {
     }
 }
 
-fn span(method: &'static str, headers: &HeaderMap) -> Span {
+/// The span of a request, and the trace that it is in.
+fn span(method: &'static str, headers: &HeaderMap) -> (Span, Option<String>) {
     let id = headers.get(X_REQUEST_ID).and_then(|id| id.to_str().ok()).unwrap_or("-");
     let span =
         tracing::info_span!("request", otel.kind = "server", otel.name = Empty, method, id, trace_id = Empty);
-    service_kit::telemetry::adopt_parent(&span, headers);
-    span
+    let trace_id = service_kit::telemetry::adopt_parent(&span, headers);
+    (span, trace_id)
 }
 
 impl http_body::Body for Watched {
@@ -196,9 +202,12 @@ impl http_body::Body for Watched {
 impl Drop for Record {
     fn drop(&mut self) {
         let elapsed = self.started.elapsed();
-        let _inside = self.span.enter();
+        // Whole by itself: what its span says of the request is in it.
         tracing::info!(
             target: service_kit::telemetry::ACCESS,
+            parent: None,
+            id = self.id.as_ref().and_then(|id| id.to_str().ok()),
+            trace_id = self.trace_id.as_deref(),
             protocol = self.protocol.name(),
             http = self.version,
             method = self.method,
@@ -210,7 +219,6 @@ impl Drop for Record {
             sent = self.sent,
             upstream = self.client.as_ref().and_then(|client| client.marks().service()),
             micros = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX),
-            trace_id = service_kit::telemetry::trace_id(),
             "answered"
         );
         self.measure(elapsed);

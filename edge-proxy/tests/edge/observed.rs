@@ -87,7 +87,7 @@ async fn an_access_line_names_the_route_and_no_secret() {
     assert_eq!((&found["method"], &found["route"]), (&"GET".into(), &"/api/v1/apis/{api_id}".into()));
     assert_eq!((&found["status"], &found["grpc"]), (&200.into(), &0.into()));
     assert!(found["micros"].as_u64().unwrap() > 0);
-    assert_eq!(found["span"]["id"], answer.header("x-request-id"));
+    assert_eq!(found["id"], answer.header("x-request-id"));
     assert_eq!((&refused["route"], &refused["status"]), (&"/api/v1/apis/{api_id}".into(), &400.into()));
     assert_eq!((&unknown["route"], &unknown["status"]), (&"-".into(), &404.into()));
     // How a stream ended is in its trailers.

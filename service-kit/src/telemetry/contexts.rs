@@ -104,8 +104,8 @@ fn traceparent(trace: TraceId, span: SpanId, flags: TraceFlags) -> HeaderValue {
 }
 
 /// Makes the context in headers the parent of a span, and notes the trace in the span's field
-/// `trace_id` if it has one: each log line inside of the span then names the trace.
-pub fn adopt_parent(span: &Span, headers: &HeaderMap) {
+/// `trace_id` if it has one: each log line inside of the span then names the trace, which is returned.
+pub fn adopt_parent(span: &Span, headers: &HeaderMap) -> Option<String> {
     if has_parent(headers) {
         let context = global::get_text_map_propagator(|propagator| propagator.extract(&HeadersRef(headers)));
         let parent = context.span().span_context().clone();
@@ -113,7 +113,7 @@ pub fn adopt_parent(span: &Span, headers: &HeaderMap) {
             set_parent(span, &parent);
         }
     }
-    note_trace(span);
+    note_trace(span)
 }
 
 /// Whether there is one `traceparent`, exactly as W3C Trace Context §3.2 has it; OpenTelemetry's
@@ -137,11 +137,11 @@ fn has_parent(headers: &HeaderMap) -> bool {
     }
 }
 
-/// Writes the trace id of a span into its field `trace_id`.
-pub fn note_trace(span: &Span) {
-    if let Some(context) = of(span) {
-        span.record("trace_id", context.trace_id().to_string());
-    }
+/// Writes the trace id of a span into its field `trace_id`, and says it.
+pub fn note_trace(span: &Span) -> Option<String> {
+    let id = of(span)?.trace_id().to_string();
+    span.record("trace_id", &*id);
+    Some(id)
 }
 
 /// The trace id of the current span, 32 hexadecimal digits; `None` outside of a trace.
