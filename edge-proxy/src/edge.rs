@@ -1,8 +1,12 @@
 //! What every request needs: the upstreams, the verifier, the route table, the limits.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
 
 use arc_swap::ArcSwap;
+use futures_util::future::join_all;
 use proto::{Access, MethodPolicy, policy::DEFAULT_MAX_REQUEST_BYTES};
 use service_kit::{
     Clock, Error, Ids, Result,
@@ -137,13 +141,26 @@ impl Edge {
         self.large_bodies.try_acquire().map(Some).map_err(full)
     }
 
-    /// Ready when every upstream answers.
+    /// Ready once every service has answered, and from then on as long as one does. An edge that a balancer takes out
+    /// because one service is down takes down the others with it, and the answers that it keeps.
     pub(crate) fn readiness(&self) -> Readiness {
-        self.upstreams.all().into_iter().fold(Readiness::new(), |readiness, upstream| {
-            let upstream = upstream.clone();
-            readiness.with(upstream.service(), move || {
-                let upstream = upstream.clone();
-                Box::pin(async move { upstream.check().await })
+        let services = self.upstreams.all().map(|upstream| (upstream.clone(), AtomicBool::new(false)));
+        let services = Arc::new(services);
+        Readiness::new().with("services", move || {
+            let services = services.clone();
+            Box::pin(async move {
+                let checks = services.iter().map(async |(upstream, was_there)| {
+                    let outcome = upstream.check().await;
+                    was_there.fetch_or(outcome.is_ok(), Ordering::Relaxed);
+                    let known = was_there.load(Ordering::Relaxed);
+                    outcome.err().map(|error| (known, format!("{}: {error:#}", upstream.service())))
+                });
+                let down: Vec<_> = join_all(checks).await.into_iter().flatten().collect();
+                if down.len() < services.len() && down.iter().all(|(known, _)| *known) {
+                    return Ok(());
+                }
+                let down: Vec<String> = down.into_iter().map(|(_, why)| why).collect();
+                anyhow::bail!("{}", down.join(", "))
             })
         })
     }

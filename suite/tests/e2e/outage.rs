@@ -76,6 +76,9 @@ async fn while_a_service_is_down_reads_are_stale_and_marked_and_nobody_gets_anot
     assert_eq!(anybody.get(&read).await.unwrap().status, 401);
     // What changes something is refused too, and the caller told when to come back.
     unavailable(&ada.client.delete(&unread).await.unwrap());
+    // Nor does a balancer take the edge out: the other services go on, and so do kept answers.
+    assert_eq!(edge.admin("/readyz").await, "{\"status\":\"ready\"}");
+    assert!(edge.admin("/upstreams").await.contains("project-service"));
 
     services.project.start();
     services.project.ready().await;
