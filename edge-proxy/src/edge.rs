@@ -22,6 +22,7 @@ use crate::{
     composite::{self, Composites},
     exchange::Exchange,
     health::Health,
+    listener::Addresses,
     live::{Fixed, Live},
     load::Load,
     rate::Shared,
@@ -51,6 +52,8 @@ pub(crate) struct Edge {
     pub(crate) fixed: Fixed,
     /// Access tokens for opaque ones.
     pub(crate) exchange: Exchange,
+    /// Who has how many connections.
+    pub(crate) addresses: Arc<Addresses>,
     /// Open sockets of gateways.
     pub(crate) gateways: Arc<Crowd>,
     pub(crate) health: Health,
@@ -98,6 +101,7 @@ impl Edge {
             live: Arc::new(ArcSwap::from_pointee(Live::new(&config, &fixed, None)?)),
             fixed,
             exchange: Exchange::new(upstreams.auth.clone(), clock.clone()),
+            addresses: Arc::default(),
             gateways: Arc::default(),
             health: Health::default(),
             cache: Arc::new(Cache::new(&config.cache, clock.clone())?),

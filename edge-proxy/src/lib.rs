@@ -21,6 +21,7 @@ mod exchange;
 mod grpc;
 mod grpc_web;
 mod health;
+mod held;
 mod layers;
 mod listener;
 mod live;
