@@ -42,7 +42,7 @@ fault: test-deps ## break everything for five minutes under 300 gateways; FAULT_
 		$(CARGO) test --locked --workspace --test fault -- --nocapture
 
 soak: test-deps ## ten minutes of mixed clients that come, cancel and go: memory and descriptors stay flat; SOAK_SECONDS
-	SOAK_SECONDS=$(SOAK_SECONDS) $(CARGO) test --locked --workspace --test soak -- --nocapture
+	SOAK_SECONDS=$(SOAK_SECONDS) $(if $(TOLLGATE),TOLLGATE=$(TOLLGATE)) $(CARGO) test --locked --workspace --test soak -- --nocapture
 
 test-deps:
 	@scripts/build-deps.sh

@@ -1,5 +1,5 @@
-//! What operators ask the edge on its admin port, besides health and metrics: `/config`, `/routes`, `/load` and
-//! `/reload`. Never public, and never with a secret in it.
+//! What operators ask the edge on its admin port, besides health and metrics: `/config`, `/routes`, `/load`,
+//! `/held` and `/reload`. Never public, and never with a secret in it.
 
 use std::sync::Arc;
 
@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 
 use crate::{
     Edge,
+    held::Held,
     reload::{Reload, Status},
 };
 
@@ -24,8 +25,11 @@ pub(crate) fn router(edge: &Arc<Edge>, reload: &Arc<Reload>) -> Router {
         .route("/config", get(config))
         .route("/reload", get(status).post(again))
         .with_state(reload.clone());
-    let calls =
-        Router::new().route("/routes", get(routes)).route("/load", get(load)).with_state(edge.clone());
+    let calls = Router::new()
+        .route("/routes", get(routes))
+        .route("/load", get(load))
+        .route("/held", get(held))
+        .with_state(edge.clone());
     settings.merge(calls)
 }
 
@@ -81,4 +85,9 @@ async fn load(State(edge): State<Arc<Edge>>) -> Json<Value> {
         (service.to_owned(), json!({"inflight": inflight, "limit": limit, "waiting": waiting}))
     });
     Json(Value::Object(figures.collect()))
+}
+
+/// What is remembered of clients, counted.
+async fn held(State(edge): State<Arc<Edge>>) -> Json<Held> {
+    Json(Held::by(&edge))
 }

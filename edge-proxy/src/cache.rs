@@ -97,6 +97,16 @@ impl Cache {
         })
     }
 
+    /// How many answers are kept, and their bytes.
+    pub(crate) fn held(&self) -> (u64, u64) {
+        self.kept.as_ref().map_or((0, 0), |kept| (kept.entry_count(), kept.weighted_size()))
+    }
+
+    /// How many calls are under way that others may wait for too.
+    pub(crate) fn flights(&self) -> usize {
+        self.flights.count()
+    }
+
     /// What changed; whoever hears of changes tells it.
     pub(crate) fn changes(&self) -> &Arc<Changes> {
         &self.changes

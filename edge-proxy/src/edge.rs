@@ -29,6 +29,7 @@ use crate::{
     grpc,
     health::Health,
     layers::{cors, trace::Figures},
+    listener::Addresses,
     live::{Fixed, Live},
     load::Load,
     rate::Shared,
@@ -62,6 +63,8 @@ pub(crate) struct Edge {
     pub(crate) figures: Arc<Figures>,
     /// Access tokens for opaque ones.
     pub(crate) exchange: Exchange,
+    /// Who has how many connections.
+    pub(crate) addresses: Arc<Addresses>,
     /// Open sockets of gateways.
     pub(crate) gateways: Arc<Crowd>,
     pub(crate) health: Health,
@@ -114,6 +117,7 @@ impl Edge {
             load,
             fixed,
             exchange: Exchange::new(upstreams.auth.clone(), clock.clone()),
+            addresses: Arc::default(),
             gateways: Arc::default(),
             health: Health::default(),
             cache: Arc::new(Cache::new(&config.cache, clock.clone())?),

@@ -56,6 +56,11 @@ impl Exchange {
         Self { identity: IdentityServiceClient::new(upstream), tokens: Tokens::new(clock) }
     }
 
+    /// How many opaque tokens something is remembered of.
+    pub(crate) fn held(&self) -> u64 {
+        self.tokens.slots.entry_count()
+    }
+
     /// The access token for an opaque one; `None` when the text is no opaque token.
     ///
     /// A token that is not good costs its address one of `failures`; without any left nothing is asked.

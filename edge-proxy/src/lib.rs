@@ -22,6 +22,7 @@ mod exchange;
 mod grpc;
 mod grpc_web;
 mod health;
+mod held;
 mod incoming;
 mod layers;
 mod listener;

@@ -19,7 +19,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use crate::{Edge, batched::batched};
-use addresses::Addresses;
+pub(crate) use addresses::Addresses;
 pub(crate) use certificate::Certificate;
 pub(crate) use connection::{Connection, Ticket};
 
@@ -35,7 +35,7 @@ const LAST_CALL: Duration = Duration::from_secs(2);
 pub(crate) async fn spawn(edge: &Arc<Edge>, listener: TcpListener) -> anyhow::Result<()> {
     let acceptor = TlsAcceptor::from(Arc::new(certificate::server_config(&edge.live)?));
     let places = Arc::new(Semaphore::new(edge.config.limits.connections));
-    let (addresses, closing) = (Arc::<Addresses>::default(), closing(edge));
+    let (addresses, closing) = (edge.addresses.clone(), closing(edge));
     let tls = Some(acceptor);
     let door = Door { edge: edge.clone(), places, addresses, tls, closing };
     let plain = &edge.config.plain_listen;

@@ -45,7 +45,7 @@ pub(crate) fn answer() -> Response {
 /// The document as JSON text.
 fn document() -> Bytes {
     static DOCUMENT: LazyLock<Bytes> = LazyLock::new(|| {
-        serde_json::to_vec(&build(Contract::get())).map(Bytes::from).expect("JSON values are JSON")
+        serde_json::to_vec(&build(&Contract::documented())).map(Bytes::from).expect("JSON values are JSON")
     });
     DOCUMENT.clone()
 }

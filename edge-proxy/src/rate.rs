@@ -160,6 +160,11 @@ impl Limits {
         }
     }
 
+    /// How many callers each limit remembers.
+    pub(crate) fn callers(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        self.all().into_iter().map(Limit::callers)
+    }
+
     fn all(&self) -> [&Limit; 9] {
         let Self { address, credentials, sign_ups, mails, refreshes, links, users, tokens, heavy, .. } = self;
         [address, credentials, sign_ups, mails, refreshes, links, users, tokens, heavy]

@@ -16,6 +16,9 @@ pub use policy::{Access, Contract, HttpBinding, MethodPolicy, Proof};
 /// Every file of the contract, compiled, with comments and extension options.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 
+/// The same without comments.
+const BARE_DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/bare_descriptors.bin"));
+
 #[allow(missing_docs, reason = "generated")]
 #[allow(
     unreachable_pub,

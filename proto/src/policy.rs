@@ -22,7 +22,7 @@ pub const DEFAULT_MAX_REQUEST_BYTES: usize = 1024 * 1024;
 /// A call without a policy of its own may take this long.
 pub const DEFAULT_MAX_DEADLINE: Duration = Duration::from_secs(15);
 
-/// The whole contract, read once from [`crate::DESCRIPTORS`].
+/// The whole contract.
 #[derive(Debug)]
 pub struct Contract {
     pool: DescriptorPool,
@@ -84,11 +84,16 @@ pub struct HttpBinding {
 }
 
 impl Contract {
-    /// The contract that this build was compiled with.
+    /// The contract that this build was compiled with, without its comments.
     pub fn get() -> &'static Self {
         static CONTRACT: LazyLock<Contract> =
-            LazyLock::new(|| Contract::read(crate::DESCRIPTORS).expect("descriptors of this build"));
+            LazyLock::new(|| Contract::read(crate::BARE_DESCRIPTORS).expect("descriptors of this build"));
         &CONTRACT
+    }
+
+    /// The same with comments, which take 1.7 MB: for whoever drops it when they are read.
+    pub fn documented() -> Self {
+        Self::read(crate::DESCRIPTORS).expect("descriptors of this build")
     }
 
     /// Reads a contract from compiled descriptors; fails when they cannot be read.

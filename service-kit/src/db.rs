@@ -25,6 +25,8 @@ pub struct DatabaseConfig {
     pub max_connections: u32,
     /// The PostgreSQL schema of the service; made when it does not exist.
     pub schema: String,
+    /// How much of a SQLite file each reader keeps in memory, in KiB; the writer keeps twice as much.
+    pub cache_kib: u32,
 }
 
 /// An open database.
@@ -90,7 +92,7 @@ impl Database {
     async fn connect(config: &DatabaseConfig, create: bool) -> anyhow::Result<Self> {
         let url = config.url.expose_secret();
         if url.starts_with("sqlite:") {
-            Ok(Self::Sqlite(SqlitePool::open(url, config.max_connections, create).await?))
+            Ok(Self::Sqlite(SqlitePool::open(url, config, create).await?))
         } else if url.starts_with("postgres:") || url.starts_with("postgresql:") {
             Ok(Self::Postgres(PostgresPool::open(url, config).await?))
         } else {
@@ -119,7 +121,10 @@ impl Database {
 }
 
 impl SqlitePool {
-    async fn open(url: &str, readers: u32, create: bool) -> anyhow::Result<Self> {
+    async fn open(url: &str, config: &DatabaseConfig, create: bool) -> anyhow::Result<Self> {
+        anyhow::ensure!(config.cache_kib > 0, "database.cache_kib must be at least 1");
+        // Negative: a size, and not a number of pages.
+        let cache = |times: u64| format!("-{}", times * u64::from(config.cache_kib));
         let options = SqliteConnectOptions::from_str(url)
             .context("database.url is not a SQLite URL")?
             .create_if_missing(create)
@@ -142,13 +147,15 @@ impl SqlitePool {
             .idle_timeout(None)
             .max_lifetime(None)
             // Twice the cache of a reader: a batch goes through many pages of many indexes.
-            .connect_with(options.clone().pragma("cache_size", "-4000"))
+            .connect_with(options.clone().pragma("cache_size", cache(2)))
             .await
             .with_context(|| format!("cannot open {}", file.display()))?;
         let readers = SqlitePoolOptions::new()
-            .max_connections(readers.max(1))
+            .max_connections(config.max_connections.max(1))
             .idle_timeout(Duration::from_secs(60))
-            .connect_lazy_with(options.create_if_missing(false).pragma("query_only", "ON"));
+            .connect_lazy_with(
+                options.create_if_missing(false).pragma("query_only", "ON").pragma("cache_size", cache(1)),
+            );
         Ok(Self { writer, readers })
     }
 

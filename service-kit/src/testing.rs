@@ -49,7 +49,12 @@ impl TestDatabase {
 }
 
 fn config(url: String) -> DatabaseConfig {
-    DatabaseConfig { url: SecretString::from(url), max_connections: 8, schema: "test".to_owned() }
+    DatabaseConfig {
+        url: SecretString::from(url),
+        max_connections: 8,
+        schema: "test".to_owned(),
+        cache_kib: 2_000,
+    }
 }
 
 /// Starts a watcher that ends a process and removes its folder when this process is gone, however it ended.

@@ -140,6 +140,11 @@ impl fmt::Debug for Inner {
 }
 
 impl Verifier {
+    /// How many tokens that verified are remembered.
+    pub fn verified(&self) -> u64 {
+        self.0.verified.count()
+    }
+
     /// A verifier that asks `authority` for keys when it needs them, and about each token until it
     /// follows the feed of revocations ([`Self::follow`]).
     pub fn new(config: TokenConfig, authority: Arc<dyn Authority>, clock: Clock) -> Self {

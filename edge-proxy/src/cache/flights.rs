@@ -51,6 +51,11 @@ impl fmt::Debug for Flights {
 }
 
 impl Flights {
+    /// How many are under way.
+    pub(super) fn count(&self) -> usize {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
     /// Joins a call that is under way, unless it began before a change that it may not know, or begins one.
     /// `alone` begins one in any case.
     pub(super) fn enter<F>(

@@ -10,7 +10,7 @@ use crate::rate::network_of;
 
 /// Open connections by address (IPv6: by /64). It holds an entry for each that has one, and no other.
 #[derive(Debug, Default)]
-pub(super) struct Addresses(Mutex<HashMap<IpAddr, usize>>);
+pub(crate) struct Addresses(Mutex<HashMap<IpAddr, usize>>);
 
 /// A connection that is counted until it is dropped.
 #[derive(Debug)]
@@ -30,6 +30,11 @@ impl Addresses {
         }
         *count += 1;
         Some(Seat { addresses: self.clone(), address })
+    }
+
+    /// How many addresses have a connection.
+    pub(crate) fn count(&self) -> usize {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 }
 

@@ -63,6 +63,11 @@ impl Buckets {
         Self { period, clock, callers }
     }
 
+    /// How many callers are remembered.
+    pub(super) fn callers(&self) -> u64 {
+        self.callers.entry_count()
+    }
+
     /// Takes a permit of `quota`, or says after how long there will be one.
     pub(super) fn take(&self, caller: u64, quota: u32) -> Result<Left, Duration> {
         let permit = self.permit();

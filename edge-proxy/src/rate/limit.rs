@@ -104,6 +104,11 @@ impl Limit {
         Ok(Some(Standing::new(self.name, self.permits, left)))
     }
 
+    /// Its name, and how many callers it remembers.
+    pub(super) fn callers(&self) -> (&'static str, u64) {
+        (self.name, self.buckets.callers())
+    }
+
     /// Gives a permit back that turned out not to be needed.
     pub(crate) fn give_back(&self, who: &Who<'_>) {
         if self.permits > 0 {

@@ -34,6 +34,11 @@ pub(super) struct Place {
 }
 
 impl Crowd {
+    /// How many are open.
+    pub(crate) fn count(&self) -> usize {
+        self.open.load(Ordering::Relaxed)
+    }
+
     pub(super) fn enter(self: &Arc<Self>) -> Place {
         self.open.fetch_add(1, Ordering::Relaxed);
         metrics::gauge!("edge_gateway_sockets").increment(1.0);

@@ -56,6 +56,10 @@ impl Revocations {
         if known { Judgement::Live } else { Judgement::Unknown }
     }
 
+    fn count(&self) -> usize {
+        self.sessions.read().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
     fn apply(&self, update: &RevocationUpdate, now: i64) {
         {
             let mut sessions = self.sessions.write().unwrap_or_else(PoisonError::into_inner);
@@ -70,6 +74,11 @@ impl Revocations {
 }
 
 impl Verifier {
+    /// How many sessions are known to be revoked before their tokens have expired.
+    pub fn revoked(&self) -> usize {
+        self.0.revocations.count()
+    }
+
     /// Follows the feed of revocations until the service drains. Without it every token is asked about.
     pub fn follow(&self, tasks: &Tasks) {
         let (verifier, stop) = (self.clone(), tasks.stopping());

@@ -39,6 +39,10 @@ impl Default for Cache {
 }
 
 impl Cache {
+    pub(super) fn count(&self) -> u64 {
+        self.0.entry_count()
+    }
+
     pub(super) fn get(&self, token: &str) -> Option<Verified> {
         self.0.get(token)
     }

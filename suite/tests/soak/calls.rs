@@ -73,7 +73,7 @@ impl Hands {
 
     /// A new session, its second pair of tokens, and somebody who knows no password.
     pub(crate) async fn login(&self) -> anyhow::Result<String> {
-        let body = json!({"email": self.world.email, "password": PASSWORD});
+        let body = json!({"email": self.world.visitor, "password": PASSWORD});
         let pair = self.post("/api/v1/auth/login", &body).await?;
         pair.expect(&[200])?;
         let body = json!({"refreshToken": text_at(&pair.json()?, "/refreshToken")?});

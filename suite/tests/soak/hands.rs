@@ -24,6 +24,8 @@ pub(crate) struct World {
     pub(crate) port: u16,
     pub(crate) trust: Trust,
     pub(crate) email: String,
+    /// Who does nothing but log in: an account has so many sessions, and then the oldest ends.
+    pub(crate) visitor: String,
     pub(crate) token: String,
     pub(crate) organization: String,
     pub(crate) project: String,

@@ -3,10 +3,11 @@
 use std::{
     collections::BTreeMap,
     fmt,
+    ops::Range,
     sync::{Arc, Mutex},
 };
 
-use super::vitals::Vitals;
+use super::vitals::{Held, Vitals};
 
 /// So many problems are kept for the message.
 const KEPT: usize = 20;
@@ -71,23 +72,39 @@ impl fmt::Display for Tally {
     }
 }
 
-/// The process at rest after each part of the run, the warm-up first, with the calls until then.
-#[derive(Debug, Default)]
-pub(crate) struct Course(pub(crate) Vec<(u64, Vitals)>);
+/// The process at rest after one part of the run.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Look {
+    /// Calls until then.
+    pub(crate) calls: u64,
+    pub(crate) vitals: Vitals,
+    pub(crate) held: Held,
+}
 
+/// The process at rest after each part of the run, the warm-up first.
+#[derive(Debug, Default)]
+pub(crate) struct Course(pub(crate) Vec<Look>);
+
+#[allow(clippy::cast_precision_loss, reason = "KiB of a process, calls of a run: far below 2^52")]
 impl Course {
-    /// The mean of resident anonymous memory of these looks, in KiB.
-    #[allow(clippy::cast_precision_loss, reason = "KiB of a process, calls of a run: far below 2^52")]
-    pub(crate) fn mean(&self, looks: std::ops::Range<usize>) -> f64 {
-        let looks = &self.0[looks];
-        looks.iter().map(|(_, vitals)| vitals.rss_anon as f64).sum::<f64>() / looks.len() as f64
+    /// The median of these looks.
+    pub(crate) fn median(&self, looks: Range<usize>, what: impl Fn(&Look) -> u64) -> f64 {
+        let mut values: Vec<u64> = self.0[looks].iter().map(what).collect();
+        values.sort_unstable();
+        let (low, high) = ((values.len() - 1) / 2, values.len() / 2);
+        (values[low] + values[high]) as f64 / 2.0
     }
 
-    /// KiB for each 1,000 calls from this look on, by least squares.
-    #[allow(clippy::cast_precision_loss, reason = "KiB of a process, calls of a run: far below 2^52")]
-    pub(crate) fn slope(&self, from: usize) -> f64 {
+    /// Thousands of calls from a look on.
+    pub(crate) fn thousands(&self, from: usize) -> f64 {
+        let (first, last) = (&self.0[from], &self.0[self.0.len() - 1]);
+        (last.calls - first.calls) as f64 / 1e3
+    }
+
+    /// What is added for each 1,000 calls from a look on, by least squares.
+    pub(crate) fn slope(&self, from: usize, what: impl Fn(&Look) -> u64) -> f64 {
         let points: Vec<(f64, f64)> =
-            self.0[from..].iter().map(|(calls, look)| (*calls as f64 / 1e3, look.rss_anon as f64)).collect();
+            self.0[from..].iter().map(|look| (look.calls as f64 / 1e3, what(look) as f64)).collect();
         let count = points.len() as f64;
         let (x, y) = points.iter().fold((0.0, 0.0), |sum, point| (sum.0 + point.0, sum.1 + point.1));
         let (x, y) = (x / count, y / count);
@@ -99,13 +116,25 @@ impl Course {
 
 impl fmt::Display for Course {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "  at rest     calls  anon KiB  threads  descriptors  sockets  at the door")?;
-        for (at, (calls, look)) in self.0.iter().enumerate() {
+        writeln!(
+            f,
+            "  at rest     calls   RSS KiB  anon KiB  threads  descriptors  sockets  tasks  at the door  present  past  answers"
+        )?;
+        for (at, Look { calls, vitals, held }) in self.0.iter().enumerate() {
             let at = if at == 0 { "warm".to_owned() } else { format!("{at}/{}", self.0.len() - 1) };
             writeln!(
                 f,
-                "  {at:<7} {calls:>9} {:>9} {:>8} {:>12} {:>8} {:>12}",
-                look.rss_anon, look.threads, look.descriptors, look.sockets, look.at_the_door
+                "  {at:<7} {calls:>9} {:>9} {:>9} {:>8} {:>12} {:>8} {:>6} {:>12} {:>8} {:>5} {:>8}",
+                vitals.rss,
+                vitals.rss_anon,
+                vitals.threads,
+                vitals.descriptors,
+                vitals.sockets,
+                held.tasks,
+                vitals.at_the_door,
+                held.of_the_present,
+                held.of_the_past,
+                held.answers
             )?;
         }
         Ok(())

@@ -1,8 +1,11 @@
-//! What the kernel knows of the process: memory, descriptors, threads, connections at its door.
+//! What the kernel knows of the process: memory, descriptors, threads, connections at its door; and what the edge in it
+//! says that it holds.
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::{fs, net::SocketAddr, path::PathBuf, time::Duration};
 
-use crate::support::wait_for;
+use serde_json::Value;
+
+use crate::support::{admin, wait_for};
 
 /// Between two looks at a process that comes to rest.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -14,7 +17,9 @@ const MOST: usize = 100;
 /// A look at the process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Vitals {
-    /// Resident memory that is no file's, in KiB.
+    /// Resident memory, in KiB.
+    pub(crate) rss: u64,
+    /// What of it is no file's.
     pub(crate) rss_anon: u64,
     pub(crate) threads: u64,
     pub(crate) descriptors: usize,
@@ -22,6 +27,34 @@ pub(crate) struct Vitals {
     pub(crate) sockets: usize,
     /// Connections that the door has taken and not given back.
     pub(crate) at_the_door: usize,
+}
+
+/// What the process says that it holds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Held {
+    pub(crate) tasks: u64,
+    /// Of clients that are there: addresses, sockets, calls that are shared.
+    pub(crate) of_the_present: u64,
+    /// Tokens that verified or were asked about, sessions that were revoked, callers of limits.
+    pub(crate) of_the_past: u64,
+    /// Answers that are kept.
+    pub(crate) answers: u64,
+}
+
+impl Held {
+    /// Asks the edge.
+    pub(crate) async fn by(edge: SocketAddr) -> Self {
+        let held: Value = serde_json::from_str(&admin(edge, "/held").await.1).unwrap();
+        let sum = |names: &[&str]| names.iter().map(|name| held[name].as_u64().unwrap()).sum::<u64>();
+        let callers = held["callers"].as_object().unwrap().values().map(|count| count.as_u64().unwrap());
+        Self {
+            tasks: sum(&["tasks"]),
+            of_the_present: sum(&["addresses", "gateway_sockets", "flights"]),
+            of_the_past: sum(&["verified_tokens", "revoked_sessions", "opaque_tokens"])
+                + callers.sum::<u64>(),
+            answers: sum(&["kept_answers"]),
+        }
+    }
 }
 
 /// Where to look.
@@ -46,6 +79,7 @@ impl Watched {
             .filter_map(|entry| fs::read_link(entry.ok()?.path()).ok())
             .collect();
         Vitals {
+            rss: number("VmRSS:"),
             rss_anon: number("RssAnon:"),
             threads: number("Threads:"),
             descriptors: links.len(),
@@ -70,8 +104,8 @@ impl Watched {
                 break;
             }
         }
-        let rss_anon = looks.iter().map(|look| look.rss_anon).min().unwrap();
-        Vitals { rss_anon, ..looks[looks.len() - 1] }
+        let least = *looks.iter().min_by_key(|look| look.rss_anon).unwrap();
+        Vitals { rss: least.rss, rss_anon: least.rss_anon, ..looks[looks.len() - 1] }
     }
 
     fn at_the_door(self) -> usize {

@@ -13,6 +13,11 @@ use tokio::{
 
 use super::PATIENCE;
 
+/// The binary of this build, or what `TOLLGATE` names: a release build, where figures are wanted.
+fn binary() -> PathBuf {
+    std::env::var_os("TOLLGATE").map_or_else(|| env!("CARGO_BIN_EXE_tollgate").into(), PathBuf::from)
+}
+
 /// The real binary, as a process of its own.
 pub(crate) struct Process {
     child: Child,
@@ -29,7 +34,7 @@ impl Process {
     pub(crate) async fn start_with(folder: &Path, config: &Path, variables: &[(&str, &str)]) -> Self {
         let log = folder.join("stderr.log");
         let stderr = std::fs::File::create(&log).unwrap();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_tollgate"))
+        let mut child = Command::new(binary())
             .args(["up", "--listen", "127.0.0.1:0", "--data-dir"])
             .arg(folder.join("data"))
             .arg("--config")

@@ -87,7 +87,8 @@ impl Heads {
             let blank = bytes.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
             bytes = &bytes[blank..];
             if bytes.first().is_some_and(|byte| !byte.is_ascii_graphic()) {
-                self.state = State::Blind;
+                // A socket of a gateway, as a rule, which stays for weeks.
+                (self.state, self.head) = (State::Blind, Vec::new());
                 return &[];
             }
         }
