@@ -15,7 +15,7 @@ if [ ! -r /proc/self/status ]; then
 fi
 
 echo "building the release suite ..." >&2
-cargo build --quiet --locked --release -p suite --bin tollgate
+cargo build --quiet --locked --release -p suite --bin tollgate -p edge-proxy --bin edge-proxy
 cargo bench --quiet --locked --no-run -p suite --bench links --bench edge
 cargo bench --quiet --locked --no-run -p service-kit --bench verify
 binary=${CARGO_TARGET_DIR:-target}/release/tollgate

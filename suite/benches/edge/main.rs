@@ -2,7 +2,7 @@
 //! latencies at a fixed rate, and memory. The proxy has core 0 for itself; h2load and one cheap service share core 1.
 //! Prints rows of the table of `make bench`; who is not installed is skipped, with a word.
 //! CALLS=n calls of a turn (40000), TURNS=n turns (3), RPS=n calls per second for latencies (2000),
-//! TOLLGATE=, ENVOY=, NGINX= the binaries.
+//! TOLLGATE= (with edge-proxy beside it), ENVOY=, NGINX= the binaries.
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,

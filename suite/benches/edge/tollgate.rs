@@ -137,7 +137,12 @@ fn serve(
     settings: &[String],
 ) -> Process {
     let [admin] = free_ports::<1>();
-    let mut arguments = vec![String::from("serve"), service.to_owned()];
+    // The edge as it runs by itself: a program of its own, with its own allocator.
+    let alone = binary.with_file_name("edge-proxy");
+    let (binary, mut arguments) = match service {
+        "edge-proxy" => (alone.as_path(), Vec::new()),
+        _ => (binary, vec![String::from("serve"), service.to_owned()]),
+    };
     for setting in
         [format!("listen=\"{listen}\""), format!("admin_listen=\"{admin}\"")].iter().chain(settings)
     {
