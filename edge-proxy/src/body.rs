@@ -17,6 +17,7 @@ use tokio::{
 };
 use tokio_util::sync::WaitForCancellationFutureOwned;
 use tonic::Status;
+use tower::BoxError;
 
 use crate::{Body, cache::Written, codings, incoming::Incoming, requests::Fault, rescue::Refusal};
 
@@ -68,14 +69,16 @@ async fn gather(mut body: Incoming, limit: usize) -> Result<Bytes, Refusal> {
 }
 
 /// What broke the HTTP of its body off is told so: it is still there. Who left hears nothing anyway.
-fn aborted(error: hyper::Error) -> Refusal {
-    use std::{error::Error as _, io};
+fn aborted(error: BoxError) -> Refusal {
+    use std::io;
     let io = error.source().and_then(|source| source.downcast_ref::<io::Error>());
     match io.map(io::Error::kind) {
         Some(io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData) => {
             Refusal::http(StatusCode::BAD_REQUEST, "MALFORMED_BODY", "the body breaks the rules of HTTP/1.1")
         }
-        _ => Error::new(Kind::Cancelled, "BODY_ABORTED", "the body ended early").caused_by(error).into(),
+        _ => Error::new(Kind::Cancelled, "BODY_ABORTED", "the body ended early")
+            .caused_by(anyhow::Error::from_boxed(error))
+            .into(),
     }
 }
 

@@ -12,16 +12,19 @@ use std::{
 };
 
 use bytes::Bytes;
+use h2::RecvStream;
 use http::{HeaderMap, Request, Version, header};
 use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::BodyExt as _;
-use hyper::body::Incoming as Inner;
 use tokio::{
     runtime::Handle,
     sync::oneshot,
     task::JoinHandle,
     time::{timeout, timeout_at},
 };
+use tower::BoxError;
+
+use crate::http2::Received;
 
 /// What is left of a body is read up to here for the sake of its connection.
 const SMALL: u64 = 256 * 1024;
@@ -41,6 +44,13 @@ pub(crate) struct Incoming {
     awaits: bool,
 }
 
+/// What it comes over.
+#[derive(Debug)]
+enum Inner {
+    Http1(hyper::body::Incoming),
+    Http2(Received),
+}
+
 /// What was left of a body.
 #[derive(Debug)]
 enum Left {
@@ -56,22 +66,27 @@ enum Left {
 #[derive(Debug)]
 pub(crate) struct Rest(oneshot::Receiver<Left>);
 
-/// Takes a request in.
-pub(crate) fn accept(request: Request<Inner>) -> (Request<Incoming>, Option<Rest>) {
+/// Takes a request of HTTP/1.1 in.
+pub(crate) fn accept(request: Request<hyper::body::Incoming>) -> (Request<Incoming>, Option<Rest>) {
     let (parts, inner) = request.into_parts();
     if inner.is_end_stream() {
         return (Request::from_parts(parts, Incoming { inner: None, left: None, awaits: false }), None);
     }
-    if parts.version >= Version::HTTP_2 {
-        return (
-            Request::from_parts(parts, Incoming { inner: Some(inner), left: None, awaits: false }),
-            None,
-        );
-    }
     let (sender, receiver) = oneshot::channel();
     let awaits = parts.version == Version::HTTP_11 && awaits(&parts.headers);
-    let body = Incoming { inner: Some(inner), left: Some(sender), awaits };
+    let body = Incoming { inner: Some(Inner::Http1(inner)), left: Some(sender), awaits };
     (Request::from_parts(parts, body), Some(Rest(receiver)))
+}
+
+/// Takes a request of HTTP/2 in.
+pub(crate) fn accept_http2(request: Request<RecvStream>) -> Request<Incoming> {
+    let (parts, stream) = request.into_parts();
+    let inner = (!stream.is_end_stream()).then(|| {
+        let length = parts.headers.get(header::CONTENT_LENGTH);
+        let announced = length.and_then(|length| length.to_str().ok()?.parse().ok());
+        Inner::Http2(Received::new(stream, announced))
+    });
+    Request::from_parts(parts, Incoming { inner, left: None, awaits: false })
 }
 
 fn awaits(headers: &HeaderMap) -> bool {
@@ -97,16 +112,23 @@ impl Rest {
 
 impl http_body::Body for Incoming {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = BoxError;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let this = &mut *self;
         let Some(inner) = &mut this.inner else { return Poll::Ready(None) };
         this.awaits = false;
-        let frame = ready!(Pin::new(inner).poll_frame(cx));
+        let frame = match inner {
+            Inner::Http1(body) => {
+                ready!(Pin::new(body).poll_frame(cx)).map(|frame| frame.map_err(BoxError::from))
+            }
+            Inner::Http2(body) => {
+                ready!(Pin::new(body).poll_frame(cx)).map(|frame| frame.map_err(BoxError::from))
+            }
+        };
         if !matches!(frame, Some(Ok(_))) {
             this.inner = None;
         }
@@ -114,17 +136,26 @@ impl http_body::Body for Incoming {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.inner.as_ref().is_none_or(Inner::is_end_stream)
+        match &self.inner {
+            Some(Inner::Http1(body)) => body.is_end_stream(),
+            Some(Inner::Http2(body)) => body.is_end_stream(),
+            None => true,
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.inner.as_ref().map_or_else(|| SizeHint::with_exact(0), Inner::size_hint)
+        match &self.inner {
+            Some(Inner::Http1(body)) => body.size_hint(),
+            Some(Inner::Http2(body)) => body.size_hint(),
+            None => SizeHint::with_exact(0),
+        }
     }
 }
 
 impl Drop for Incoming {
     fn drop(&mut self) {
-        let (Some(inner), Some(teller)) = (self.inner.take(), self.left.take()) else { return };
+        // HTTP/2 lets go of a stream alone.
+        let (Some(Inner::Http1(inner)), Some(teller)) = (self.inner.take(), self.left.take()) else { return };
         if inner.is_end_stream() {
             return;
         }
@@ -144,7 +175,7 @@ impl Drop for Incoming {
 }
 
 /// Reads what is left of a body; says whether that was little.
-async fn discard(mut body: Inner) -> bool {
+async fn discard(mut body: hyper::body::Incoming) -> bool {
     let mut rest = SMALL;
     let until = tokio::time::Instant::now() + PATIENCE;
     loop {

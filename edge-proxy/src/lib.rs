@@ -23,6 +23,7 @@ mod grpc;
 mod grpc_web;
 mod health;
 mod held;
+mod http2;
 mod incoming;
 mod layers;
 mod listener;

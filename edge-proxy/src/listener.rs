@@ -3,6 +3,7 @@
 mod addresses;
 mod certificate;
 mod connection;
+mod http2;
 mod inspect;
 mod linger;
 mod proxy;

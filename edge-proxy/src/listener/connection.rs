@@ -3,6 +3,7 @@
 use std::{
     convert::Infallible,
     net::{IpAddr, SocketAddr},
+    pin::{Pin, pin},
     sync::{
         Arc, OnceLock,
         atomic::{AtomicU64, AtomicUsize, Ordering},
@@ -11,12 +12,15 @@ use std::{
 };
 
 use anyhow::Context as _;
-use http::{HeaderMap, HeaderValue, StatusCode, Version, header};
-use hyper::body::Incoming;
-use hyper_util::{
-    rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::conn::auto,
+use bytes::Bytes;
+use futures_util::FutureExt as _;
+use h2::{RecvStream, server::SendResponse};
+use http::{HeaderValue, StatusCode, header};
+use hyper::{
+    server::conn::http1,
+    service::{HttpService, service_fn},
 };
+use hyper_util::rt::{TokioIo, TokioTimer};
 use service_kit::client_info;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -24,21 +28,20 @@ use tokio::{
     sync::OwnedSemaphorePermit,
     time::{sleep, timeout},
 };
+use tokio_util::sync::CancellationToken;
 
 use super::{
     Certificate, Door,
     addresses::Seat,
+    http2::{self, Http2},
     inspect::{Ambiguous, Inspected},
     proxy,
 };
 use crate::{
-    Client, Edge,
+    Body, Client, Edge,
     client::Marks,
     incoming,
-    layers::{
-        limits::{MAX_HEADER_BYTES, MAX_HEADERS},
-        trace::Figures,
-    },
+    layers::{Request, Response, limits::MAX_HEADERS, trace::Figures},
     patience::Patient,
     stack,
 };
@@ -120,20 +123,29 @@ impl Door {
             _seat: seat,
         };
         let Some(acceptor) = &self.tls else {
-            let stream = Inspected::new(socket, ambiguous.clone());
-            return self.serve(stream, builder(), peer, connection(None)).await;
+            let mut stream = Inspected::new(socket, ambiguous.clone());
+            let Some(is_http2) = self.first_bytes(&mut stream).await? else { return Ok(()) };
+            return self.serve(stream, is_http2, peer, connection(None)).await;
         };
         let stream = timeout(HANDSHAKE, acceptor.accept(socket)).await??;
         let (_, session) = stream.get_ref();
-        // What ALPN agreed on is not guessed again: guessing waits for a first byte without a limit.
-        let builder = match session.alpn_protocol() {
-            Some(b"h2") => builder().http2_only(),
-            _ => builder().http1_only(),
-        };
+        // What ALPN agreed on is not guessed again.
+        let is_http2 = session.alpn_protocol() == Some(b"h2");
         let certificate = || self.edge.live.load().certificate.clone();
         let connection = connection(session.server_name().map(|name| (name.to_owned(), certificate())));
         let stream = Inspected::new(stream, ambiguous);
-        self.serve(stream, builder, peer, connection).await
+        self.serve(stream, is_http2, peer, connection).await
+    }
+
+    /// Whether a client that was not asked speaks HTTP/2; `None` when it says nothing for as long as it may.
+    async fn first_bytes(&self, stream: &mut Inspected<TcpStream>) -> anyhow::Result<Option<bool>> {
+        let idle = self.edge.live.load().bounds.idle_seconds.max(1);
+        tokio::select! {
+            is_http2 = stream.is_http2() => Ok(Some(is_http2?)),
+            () = sleep(Duration::from_secs(idle)) => Ok(None),
+            // Let in a moment ago, it has a request for us.
+            () = async { self.closing.cancelled().await; sleep(FIRST_REQUEST).await } => Ok(None),
+        }
     }
 
     /// A seat among those of the address; a proxy that we trust brings many clients, and needs none.
@@ -152,107 +164,155 @@ impl Door {
     async fn serve<I>(
         self,
         stream: I,
-        builder: auto::Builder<TokioExecutor>,
+        is_http2: bool,
         peer: SocketAddr,
         connection: Connection,
     ) -> anyhow::Result<()>
     where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let usage = Arc::new(Usage::default());
-        let seconds = |seconds: u64| Duration::from_secs(seconds.max(1));
-        let (idle, patience) = {
-            let bounds = &self.edge.live.load().bounds;
-            (seconds(bounds.idle_seconds), seconds(bounds.write_seconds))
-        };
-        let is_h2 = !builder.is_http1_available();
-        let (stop, closing) = (self.edge.tasks.stopping(), self.closing);
-        let (counted, stopping) = (usage.clone(), stop.clone());
-        let (edge, secure, connection) = (self.edge, self.tls.is_some(), Arc::new(connection));
-        let service = hyper::service::service_fn(move |request: http::Request<Incoming>| {
-            let (mut request, rest) = incoming::accept(request);
-            // Here, while the headers are as they came: no layer keeps those of proxies.
-            let client = client(&edge, peer, secure, &connection, counted.begin(), request.headers());
-            let is_h1 = request.version() < Version::HTTP_2;
-            request.extensions_mut().insert(client);
-            let (edge, stopping) = (edge.clone(), stopping.clone());
-            async move {
-                let mut response = stack::answer(edge, request).await;
-                let unread = match rest {
-                    Some(rest) => {
-                        rest.ends_connection().await || response.status() == StatusCode::REQUEST_TIMEOUT
-                    }
-                    None => false,
-                };
-                // The client's next request goes elsewhere, without a race between it and our close.
-                if (unread || is_h1 && stopping.is_cancelled()) && !response.status().is_informational() {
-                    response
-                        .headers_mut()
-                        .insert(header::CONNECTION, const { HeaderValue::from_static("close") });
-                }
-                Ok::<_, Infallible>(response)
-            }
+        let patience = Duration::from_secs(self.edge.live.load().bounds.write_seconds.max(1));
+        let stream = Patient::new(stream, patience);
+        let session = Arc::new(Session {
+            stop: self.edge.tasks.stopping(),
+            edge: self.edge,
+            peer,
+            secure: self.tls.is_some(),
+            connection: Arc::new(connection),
+            usage: Arc::default(),
         });
-        let connection =
-            builder.serve_connection_with_upgrades(TokioIo::new(Patient::new(stream, patience)), service);
-        let mut connection = std::pin::pin!(connection);
+        let phases = Phases { closing: self.closing, is_http2, session: session.clone() };
+        if is_http2 {
+            let answer = move |request, respond| http2::call(session.clone().answer_http2(request), respond);
+            return phases.run(pin!(Http2::new(stream, answer))).await;
+        }
+        let service =
+            service_fn(move |request| session.clone().answer_http1(request).map(Ok::<_, Infallible>));
+        let connection = http1().serve_connection(TokioIo::new(stream), service).with_upgrades();
+        phases.run(pin!(connection)).await
+    }
+}
+
+/// What the requests of a connection need.
+struct Session {
+    edge: Arc<Edge>,
+    peer: SocketAddr,
+    secure: bool,
+    connection: Arc<Connection>,
+    usage: Arc<Usage>,
+    stop: CancellationToken,
+}
+
+impl Session {
+    async fn answer_http2(self: Arc<Self>, request: http::Request<RecvStream>) -> Response {
+        let mut request = incoming::accept_http2(request);
+        self.introduce(&mut request);
+        let mut response = stack::answer(self.edge.clone(), request).await;
+        response.headers_mut().entry(header::DATE).or_insert_with(|| http2::date(&self.edge.fixed.clock));
+        response
+    }
+
+    async fn answer_http1(self: Arc<Self>, request: http::Request<hyper::body::Incoming>) -> Response {
+        let (mut request, rest) = incoming::accept(request);
+        self.introduce(&mut request);
+        let mut response = stack::answer(self.edge.clone(), request).await;
+        let unread = match rest {
+            Some(rest) => rest.ends_connection().await || response.status() == StatusCode::REQUEST_TIMEOUT,
+            None => false,
+        };
+        // The client's next request goes elsewhere, without a race between it and our close.
+        if (unread || self.stop.is_cancelled()) && !response.status().is_informational() {
+            response.headers_mut().insert(header::CONNECTION, const { HeaderValue::from_static("close") });
+        }
+        response
+    }
+
+    /// Notes who sent a request: here, while the headers are as they came: no layer keeps those of proxies.
+    fn introduce(&self, request: &mut Request) {
+        let address = self.edge.live.load().trusted_proxies.client(self.peer, request.headers());
+        let ticket = Arc::new(self.usage.begin());
+        let connection = self.connection.clone();
+        let client = Client { address, secure: self.secure, connection, _ticket: ticket };
+        request.extensions_mut().insert(client);
+    }
+}
+
+/// A protocol on a connection: completes with it.
+trait Carried: Future<Output = Result<(), Self::Error>> {
+    type Error: Into<anyhow::Error>;
+
+    /// Lets no more requests in and ends after those that are under way.
+    fn finish(self: Pin<&mut Self>);
+}
+
+impl<I, A, F> Carried for Http2<I, A, F>
+where
+    I: AsyncRead + AsyncWrite + Unpin,
+    A: Fn(http::Request<RecvStream>, SendResponse<Bytes>) -> F + Unpin,
+    F: Future<Output = ()>,
+{
+    type Error = h2::Error;
+
+    fn finish(self: Pin<&mut Self>) {
+        self.get_mut().finish();
+    }
+}
+
+impl<I, S> Carried for http1::UpgradeableConnection<TokioIo<I>, S>
+where
+    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    S: HttpService<hyper::body::Incoming, ResBody = Body, Error = Infallible>,
+{
+    type Error = hyper::Error;
+
+    fn finish(self: Pin<&mut Self>) {
+        self.graceful_shutdown();
+    }
+}
+
+/// The phases of a connection's life.
+struct Phases {
+    closing: CancellationToken,
+    is_http2: bool,
+    session: Arc<Session>,
+}
+
+impl Phases {
+    async fn run<C: Carried>(self, mut connection: Pin<&mut C>) -> anyhow::Result<()> {
+        let (usage, stop) = (&self.session.usage, &self.session.stop);
+        let idle = Duration::from_secs(self.session.edge.live.load().bounds.idle_seconds.max(1));
         tokio::select! {
-            done = connection.as_mut() => return done.map_err(anyhow::Error::from_boxed),
-            () = closing.cancelled() => {}
+            done = connection.as_mut() => return done.map_err(Into::into),
+            () = self.closing.cancelled() => {}
             // HTTP/2 can be told at once: what is sent meanwhile is still answered.
-            () = stop.cancelled(), if is_h2 => {}
+            () = stop.cancelled(), if self.is_http2 => {}
             () = usage.idle(idle) => {}
         }
         if stop.is_cancelled() {
             // Let in a moment ago: it has a request for us, and must not have been let in for nothing.
             tokio::select! {
-                done = connection.as_mut() => return done.map_err(anyhow::Error::from_boxed),
+                done = connection.as_mut() => return done.map_err(Into::into),
                 () = usage.first() => {}
                 () = sleep(FIRST_REQUEST) => {}
             }
         }
-        connection.as_mut().graceful_shutdown();
+        connection.as_mut().finish();
         // Requests under way finish; a client that does not hear the farewell is not waited for.
         tokio::select! {
-            done = connection.as_mut() => done.map_err(anyhow::Error::from_boxed),
+            done = connection.as_mut() => done.map_err(Into::into),
             () = usage.idle(FAREWELL) => Ok(()),
         }
     }
 }
 
-fn client(
-    edge: &Edge,
-    peer: SocketAddr,
-    secure: bool,
-    connection: &Arc<Connection>,
-    ticket: Ticket,
-    headers: &HeaderMap,
-) -> Client {
-    let address = edge.live.load().trusted_proxies.client(peer, headers);
-    Client { address, secure, connection: connection.clone(), _ticket: Arc::new(ticket) }
-}
-
-/// HTTP as we take it. The timer is what makes the header time-out work at all.
-fn builder() -> auto::Builder<TokioExecutor> {
-    let mut builder = auto::Builder::new(TokioExecutor::new());
+/// HTTP/1.1 as we take it. The timer is what makes the header time-out work at all.
+fn http1() -> http1::Builder {
+    let mut builder = http1::Builder::new();
     builder
-        .http1()
         .timer(TokioTimer::new())
         .header_read_timeout(HANDSHAKE)
         .max_headers(MAX_HEADERS)
         .max_buf_size(64 * 1024);
-    builder
-        .http2()
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(100)
-        .max_header_list_size(u32::try_from(MAX_HEADER_BYTES).unwrap_or(u32::MAX))
-        // Streams that were reset before anybody looked at them, and streams that we had to reset.
-        .max_pending_accept_reset_streams(20)
-        .max_local_error_reset_streams(128)
-        .initial_stream_window_size(64 * 1024)
-        .initial_connection_window_size(1024 * 1024)
-        .keep_alive_interval(Duration::from_secs(30))
-        .keep_alive_timeout(Duration::from_secs(20));
     builder
 }
 

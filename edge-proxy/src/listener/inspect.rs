@@ -17,7 +17,8 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use bytes::{Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 
 use frames::Frames;
 use heads::Heads;
@@ -41,6 +42,8 @@ impl Ambiguous {
 #[derive(Debug)]
 pub(super) struct Inspected<I> {
     io: I,
+    /// What was read to know the protocol, for whoever reads next.
+    begun: Bytes,
     watch: Watch,
     ambiguous: Ambiguous,
     linger: Linger,
@@ -56,7 +59,24 @@ enum Watch {
 
 impl<I> Inspected<I> {
     pub(super) fn new(io: I, ambiguous: Ambiguous) -> Self {
-        Self { io, watch: Watch::Preface(0), ambiguous, linger: Linger::default() }
+        Self { io, begun: Bytes::new(), watch: Watch::Preface(0), ambiguous, linger: Linger::default() }
+    }
+
+    /// Whether a connection begins as one of HTTP/2. Nothing of it is lost for whoever reads it.
+    pub(super) async fn is_http2(&mut self) -> io::Result<bool>
+    where
+        I: AsyncRead + Unpin,
+    {
+        let mut begun = BytesMut::with_capacity(PREFACE.len());
+        while let Watch::Preface(seen) = self.watch {
+            let mut part = (&mut self.io).take((PREFACE.len() - seen) as u64);
+            if part.read_buf(&mut begun).await? == 0 {
+                break;
+            }
+            self.see(&begun[seen..])?;
+        }
+        self.begun = begun.freeze();
+        Ok(matches!(self.watch, Watch::Frames(_)))
     }
 
     fn see(&mut self, mut bytes: &[u8]) -> io::Result<()> {
@@ -98,6 +118,11 @@ impl<I: AsyncRead + Unpin> AsyncRead for Inspected<I> {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if !self.begun.is_empty() {
+            let part = self.begun.len().min(buffer.remaining());
+            buffer.put_slice(&self.begun.split_to(part));
+            return Poll::Ready(Ok(()));
+        }
         let before = buffer.filled().len();
         ready!(Pin::new(&mut self.io).poll_read(cx, buffer))?;
         Poll::Ready(self.see(&buffer.filled()[before..]))
@@ -130,5 +155,44 @@ impl<I: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Inspected<I> {
         let Watch::Heads(heads) = &this.watch else { return Pin::new(&mut this.io).poll_shutdown(cx) };
         let owed = heads.is_within();
         this.linger.shut_down(&mut this.io, owed, cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
+
+    use super::{Ambiguous, Inspected, PREFACE};
+
+    /// What is taken for HTTP/2 of bytes that come in pieces of a size, and what is read then.
+    async fn read(bytes: &[u8], size: usize) -> (bool, Vec<u8>) {
+        let (mut near, far) = duplex(1);
+        let mut stream = Inspected::new(far, Ambiguous::default());
+        let writing = async {
+            for piece in bytes.chunks(size) {
+                near.write_all(piece).await.unwrap();
+                tokio::task::yield_now().await;
+            }
+            drop(near);
+        };
+        let reading = async {
+            let is_http2 = stream.is_http2().await.unwrap();
+            let mut read = Vec::new();
+            stream.read_to_end(&mut read).await.unwrap();
+            (is_http2, read)
+        };
+        tokio::join!(writing, reading).1
+    }
+
+    #[tokio::test]
+    async fn the_first_bytes_tell_the_protocol_and_none_is_lost() {
+        let with_frame = [&PREFACE[..], &[0, 0, 0, 4, 0, 0, 0, 0, 0]].concat();
+        for size in [1, 3, 23, 24, 100] {
+            assert_eq!(read(&with_frame, size).await, (true, with_frame.clone()));
+            let ones = [&b"GET / HTTP/1.1\r\n\r\n"[..], b"PRI * HTTP/1.1\r\n\r\n", b"PRI", b"", b"\x16\x03"];
+            for one in ones {
+                assert_eq!(read(one, size).await, (false, one.to_vec()));
+            }
+        }
     }
 }

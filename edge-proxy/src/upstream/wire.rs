@@ -9,25 +9,27 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
     time::Duration,
 };
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use h2::{
-    Ping, PingPong, Reason, RecvStream, SendStream,
+    PingPong,
     client::{self, Connection, ResponseFuture, SendRequest},
 };
-use http_body::{Body as _, Frame, SizeHint};
+use http_body::{Frame, SizeHint};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::oneshot,
-    time::{sleep, timeout},
 };
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::Body;
+use crate::{
+    Body,
+    http2::{Received, pass_on, silence},
+};
 
 /// Bytes of requests that wait for a connection, of each stream.
 const SEND_BUFFER: usize = 1024 * 1024;
@@ -106,8 +108,7 @@ pub(super) struct Sent {
 /// The body of an answer. Dropping it before its end resets its stream.
 #[derive(Debug)]
 pub(super) struct Incoming {
-    stream: RecvStream,
-    has_data: bool,
+    body: Received,
     _sending: Option<AbortOnDropHandle<()>>,
 }
 
@@ -154,7 +155,9 @@ where
 {
     let mut going = Some(going);
     // A task of its own, so that the frames that come and go do not look at its timer each time.
-    let mut silent = pings.map(|pings| AbortOnDropHandle::new(tokio::spawn(silence(pings, shape))));
+    let mut silent = pings.map(|pings| {
+        AbortOnDropHandle::new(tokio::spawn(silence(pings, shape.ping_interval, shape.ping_timeout)))
+    });
     let ended = poll_fn(|cx| {
         if going.as_mut().is_some_and(|going| going.poll_unpin(cx).is_ready()) {
             going = None;
@@ -171,16 +174,6 @@ where
     let ended = ended.await;
     closed.store(true, Ordering::Relaxed);
     ended
-}
-
-/// Completes when a peer does not answer a ping, or cannot be asked any more.
-async fn silence(mut pings: PingPong, shape: Shape) {
-    loop {
-        sleep(shape.ping_interval).await;
-        if !matches!(timeout(shape.ping_timeout, pings.ping(Ping::opaque())).await, Ok(Ok(_))) {
-            return;
-        }
-    }
 }
 
 impl Wire {
@@ -217,53 +210,8 @@ impl Sent {
     pub(super) async fn answer(self) -> Result<http::Response<Incoming>, h2::Error> {
         let Self { answer, sending } = self;
         let answer = answer.await?;
-        Ok(answer.map(|stream| Incoming { stream, has_data: true, _sending: sending }))
+        Ok(answer.map(|stream| Incoming { body: Received::new(stream, None), _sending: sending }))
     }
-}
-
-/// Passes a body on, as fast as the peer takes it.
-async fn pass_on(mut body: Body, mut stream: SendStream<Bytes>) {
-    loop {
-        let next = poll_fn(|cx| match stream.poll_reset(cx) {
-            Poll::Ready(_) => Poll::Ready(None),
-            Poll::Pending => Pin::new(&mut body).poll_frame(cx).map(Some),
-        });
-        let sent = match next.await {
-            // Nobody wants the rest.
-            None => return,
-            Some(None) => return drop(stream.send_data(Bytes::new(), true)),
-            Some(Some(Err(_))) => return stream.send_reset(Reason::INTERNAL_ERROR),
-            Some(Some(Ok(frame))) => match frame.into_data() {
-                Ok(data) => send_all(&mut stream, data, body.is_end_stream()).await,
-                Err(frame) => {
-                    let trailers = frame.into_trailers().unwrap_or_default();
-                    return drop(stream.send_trailers(trailers));
-                }
-            },
-        };
-        if sent.is_none() || body.is_end_stream() {
-            return;
-        }
-    }
-}
-
-/// Sends data within the peer's windows; `None` when the stream is over.
-async fn send_all(stream: &mut SendStream<Bytes>, mut data: Bytes, is_last: bool) -> Option<()> {
-    if data.is_empty() && is_last {
-        stream.send_data(data, true).ok()?;
-        return Some(());
-    }
-    while !data.is_empty() {
-        stream.reserve_capacity(data.len());
-        let room = poll_fn(|cx| match stream.poll_reset(cx) {
-            Poll::Ready(_) => Poll::Ready(None),
-            Poll::Pending => stream.poll_capacity(cx),
-        });
-        let room = room.await?.ok()?;
-        let part = data.split_to(room.min(data.len()));
-        stream.send_data(part, is_last && data.is_empty()).ok()?;
-    }
-    Some(())
 }
 
 impl http_body::Body for Incoming {
@@ -274,30 +222,14 @@ impl http_body::Body for Incoming {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
-        // RFC 9113 §8.1: with this reason the rest is not wanted, and nothing is wrong.
-        let ended = |error: h2::Error| (error.reason() != Some(Reason::NO_ERROR)).then_some(Err(error));
-        if self.has_data {
-            match ready!(self.stream.poll_data(cx)) {
-                Some(Ok(data)) => {
-                    // Fails only when the stream is over.
-                    let _ = self.stream.flow_control().release_capacity(data.len());
-                    return Poll::Ready(Some(Ok(Frame::data(data))));
-                }
-                Some(Err(error)) => return Poll::Ready(ended(error)),
-                None => self.has_data = false,
-            }
-        }
-        Poll::Ready(match ready!(self.stream.poll_trailers(cx)) {
-            Ok(trailers) => trailers.map(|trailers| Ok(Frame::trailers(trailers))),
-            Err(error) => ended(error),
-        })
+        Pin::new(&mut self.body).poll_frame(cx)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.stream.is_end_stream()
+        self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        SizeHint::default()
+        self.body.size_hint()
     }
 }
