@@ -13,7 +13,7 @@ use http_body_util::BodyExt as _;
 use service_kit::{Error, Kind};
 use tokio::{
     sync::oneshot,
-    time::{Instant, Sleep},
+    time::{Instant, Sleep, sleep_until},
 };
 use tokio_util::sync::WaitForCancellationFutureOwned;
 use tonic::Status;
@@ -247,7 +247,9 @@ impl http_body::Body for Begun {
 /// service is gone.
 pub(crate) struct Guarded {
     inner: Body,
-    deadline: Option<Pin<Box<Sleep>>>,
+    deadline: Option<Instant>,
+    /// Until then; most answers are there before anybody has to wait for them.
+    sleep: Option<Pin<Box<Sleep>>>,
     stop: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
     alive: Option<oneshot::Sender<Alive>>,
     /// What the call may have changed, told before its caller hears of its end.
@@ -263,9 +265,8 @@ impl Guarded {
         deadline: Option<Instant>,
         stop: Option<WaitForCancellationFutureOwned>,
     ) -> Self {
-        let deadline = deadline.map(|deadline| Box::pin(tokio::time::sleep_until(deadline)));
         let stop = stop.map(Box::pin);
-        Self { inner, deadline, stop, alive: None, written: None, fault: None, ended: false }
+        Self { inner, deadline, sleep: None, stop, alive: None, written: None, fault: None, ended: false }
     }
 
     /// Keeps the request's body going for as long as this one does.
@@ -343,8 +344,11 @@ impl http_body::Body for Guarded {
                 Poll::Ready(None)
             }
             Poll::Pending => {
-                if this.deadline.as_mut().is_some_and(|sleep| sleep.as_mut().poll(cx).is_ready()) {
-                    return this.end(crate::rescue::late());
+                if let Some(deadline) = this.deadline {
+                    let sleep = this.sleep.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
+                    if sleep.as_mut().poll(cx).is_ready() {
+                        return this.end(crate::rescue::late());
+                    }
                 }
                 if this.stop.as_mut().is_some_and(|stop| stop.as_mut().poll(cx).is_ready()) {
                     let drained = Error::new(Kind::Unavailable, "DRAINING", "this edge is being restarted");

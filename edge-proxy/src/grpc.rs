@@ -9,6 +9,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, head
 use proto::{Contract, MethodPolicy};
 use service_kit::{AuthContext, Error, Kind};
 use tokio::time::Instant;
+use tonic::{Code, Status};
 use tower::ServiceExt as _;
 
 use crate::{
@@ -27,31 +28,11 @@ use crate::{
     },
 };
 
-/// What belongs to one connection, or to browsers, and is no metadata.
-const NOT_METADATA: [HeaderName; 16] = [
-    header::CONNECTION,
-    header::TRANSFER_ENCODING,
-    header::UPGRADE,
-    header::HOST,
-    header::TE,
-    header::TRAILER,
-    header::CONTENT_LENGTH,
-    header::PROXY_AUTHORIZATION,
-    header::PROXY_AUTHENTICATE,
-    header::COOKIE,
-    header::ORIGIN,
-    header::REFERER,
-    header::EXPECT,
-    header::ACCEPT_ENCODING,
-    HeaderName::from_static("keep-alive"),
-    HeaderName::from_static("proxy-connection"),
-];
-
 /// Who was admitted to a call, and by which credential.
 pub(crate) type Admitted = (Credential, Option<AuthContext>);
 
-/// Answers a native call: HTTP/2 and POST only.
-pub(crate) async fn native(edge: &Edge, request: Request) -> Result<Response, Refusal> {
+/// Takes a native call in: HTTP/2 only.
+pub(crate) fn native(request: Request) -> Result<http::Request<Body>, Refusal> {
     if request.version() != Version::HTTP_2 {
         return Err(Refusal::http(
             StatusCode::HTTP_VERSION_NOT_SUPPORTED,
@@ -59,7 +40,7 @@ pub(crate) async fn native(edge: &Edge, request: Request) -> Result<Response, Re
             "gRPC needs HTTP/2; over HTTP/1.1 there is gRPC-Web",
         ));
     }
-    serve(edge, request.map(Body::new)).await
+    Ok(request.map(Body::new))
 }
 
 /// Answers a call.
@@ -70,10 +51,18 @@ pub(crate) async fn serve(edge: &Edge, request: http::Request<Body>) -> Result<R
     check_content_type(request.headers())?;
     let path = request.uri().path();
     if is_local(path) {
-        return Ok(local(edge, request).await);
+        return Ok(Box::pin(local(edge, request)).await);
     }
     let policy = Contract::get().method(path).ok_or_else(access::unknown_method)?;
-    let mut response = call(edge, policy, request).await.map_err(|refusal| refusal.at(&policy.path))?;
+    // Messages that services can read.
+    let inflated = inflate::request(policy, request).map_err(|refusal| refusal.at(&policy.path))?;
+    let (request, mut fault) = inflated;
+    let answer = pass(edge, policy, request, None, &mut fault).await;
+    let answer = match &mut fault {
+        Some(fault) => fault.or(answer),
+        None => answer,
+    };
+    let mut response = answer.map_err(|refusal| refusal.at(&policy.path))?;
     response.extensions_mut().insert(Noted { route: Some(&policy.path), code: None });
     Ok(response)
 }
@@ -86,20 +75,6 @@ pub(crate) async fn serve_admitted(
     admitted: Admitted,
 ) -> Result<Response, Refusal> {
     pass(edge, policy, request, Some(admitted), &mut None).await
-}
-
-/// A call whose messages services can read.
-async fn call(
-    edge: &Edge,
-    policy: &'static MethodPolicy,
-    request: http::Request<Body>,
-) -> Result<Response, Refusal> {
-    let (request, mut fault) = inflate::request(policy, request)?;
-    let answer = pass(edge, policy, request, None, &mut fault).await;
-    match &mut fault {
-        Some(fault) => fault.or(answer),
-        None => answer,
-    }
 }
 
 /// Health and reflection are the edge's own.
@@ -241,23 +216,52 @@ pub(crate) fn timeout_value(limit: Duration) -> HeaderValue {
     HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static("1S"))
 }
 
+/// How a call ended, as its headers or trailers say.
+pub(crate) fn code_in(headers: &HeaderMap) -> Option<Code> {
+    headers.get(Status::GRPC_STATUS).map(|value| Code::from_bytes(value.as_bytes()))
+}
+
 /// Leaves the client's own metadata and the one credential that the method is about.
 fn retain_metadata(headers: &mut HeaderMap, credential: Credential) {
     // RFC 9110 §7.6.1: what `Connection` names belongs to the connection too.
-    let named: Vec<HeaderName> = headers
+    let named = headers
         .get_all(header::CONNECTION)
         .iter()
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(','))
-        .filter_map(|name| name.trim().parse().ok())
-        .collect();
-    for name in NOT_METADATA.iter().chain(&named) {
+        .filter_map(|name| name.trim().parse().ok());
+    // As a rule few or none: to look at what is there costs less than to look for what may be.
+    let is_gone = |name: &&HeaderName| is_no_metadata(name.as_str()) || access::CREDENTIALS.contains(name);
+    let gone: Vec<HeaderName> = headers.keys().filter(is_gone).cloned().chain(named).collect();
+    for name in gone {
         headers.remove(name);
     }
-    for name in access::CREDENTIALS {
-        headers.remove(name);
+    if let Some((name, value)) = credential {
+        headers.insert(name, value);
     }
-    headers.extend(credential);
     headers.insert(header::TE, HeaderValue::from_static("trailers"));
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+}
+
+/// Whether a header belongs to one connection, or to browsers.
+fn is_no_metadata(name: &str) -> bool {
+    matches!(
+        name,
+        "connection"
+            | "transfer-encoding"
+            | "upgrade"
+            | "host"
+            | "te"
+            | "trailer"
+            | "content-length"
+            | "proxy-authorization"
+            | "proxy-authenticate"
+            | "cookie"
+            | "origin"
+            | "referer"
+            | "expect"
+            | "accept-encoding"
+            | "keep-alive"
+            | "proxy-connection"
+    )
 }

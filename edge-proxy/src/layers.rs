@@ -3,6 +3,7 @@
 pub(crate) mod authority;
 pub(crate) mod compression;
 pub(crate) mod cors;
+pub(crate) mod date;
 pub(crate) mod identity;
 pub(crate) mod limits;
 pub(crate) mod paths;

@@ -100,7 +100,8 @@ impl Door {
     }
 
     fn welcome(&self, socket: TcpStream, peer: SocketAddr, place: OwnedSemaphorePermit) {
-        let connection = self.clone().connection(socket, peer, place);
+        // Boxed: what carries it would hold it several times.
+        let connection = Box::pin(self.clone().connection(socket, peer, place));
         self.edge.tasks.spawn_short(async move {
             if let Err(error) = batched(connection).await {
                 tracing::debug!(%peer, error = format!("{error:#}"), "connection ended");

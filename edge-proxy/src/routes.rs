@@ -2,7 +2,11 @@
 
 pub(crate) mod table;
 
-use std::sync::Arc;
+use std::{
+    future::{Future, ready},
+    pin::Pin,
+    sync::Arc,
+};
 
 use http::{HeaderValue, Method, StatusCode, header, request::Parts};
 use proto::{Access, Contract, MethodPolicy};
@@ -101,23 +105,24 @@ fn verbs(verb: &str) -> anyhow::Result<Vec<Method>> {
 /// Answers a request.
 ///
 /// What each protocol waits for is boxed: a request is as large as its own protocol needs, not as the largest.
-pub(crate) async fn dispatch(
-    edge: Arc<Edge>,
+pub(crate) fn dispatch(
+    edge: &Arc<Edge>,
     protocol: Protocol,
     request: Request,
-) -> Result<Response, Refusal> {
+) -> Pin<Box<dyn Future<Output = Result<Response, Refusal>> + Send + '_>> {
     match protocol {
-        Protocol::Grpc => Box::pin(crate::grpc::native(&edge, request)).await,
-        Protocol::GrpcWeb => Box::pin(crate::grpc_web::serve(edge, request)).await,
-        Protocol::Connect if sockets::is_upgrade(&request) => {
-            Box::pin(sockets::connect(&edge, request)).await
-        }
-        Protocol::Connect | Protocol::ConnectStream(_) => Box::pin(connect::serve(&edge, request)).await,
+        Protocol::Grpc => match crate::grpc::native(request) {
+            Ok(request) => Box::pin(crate::grpc::serve(edge, request)),
+            Err(refusal) => Box::pin(ready(Err(refusal))),
+        },
+        Protocol::GrpcWeb => Box::pin(crate::grpc_web::serve(edge.clone(), request)),
+        Protocol::Connect if sockets::is_upgrade(&request) => Box::pin(sockets::connect(edge, request)),
+        Protocol::Connect | Protocol::ConnectStream(_) => Box::pin(connect::serve(edge, request)),
         Protocol::Rest => match own_path(request.uri().path()) {
-            Some(own) => Box::pin(own_answer(&edge, own, request)).await,
+            Some(own) => Box::pin(own_answer(edge, own, request)),
             None => {
                 let (parts, body) = request.into_parts();
-                Box::pin(rest(&edge, parts, Input::Incoming(body))).await
+                Box::pin(rest(edge, parts, Input::Incoming(body)))
             }
         },
     }

@@ -10,8 +10,8 @@ use tracing::Instrument as _;
 use crate::{
     Edge,
     layers::{
-        Request, Response, authority, compression, cors, identity, limits, paths, report, request_id, rescue,
-        security_headers, trace,
+        Request, Response, authority, compression, cors, date, identity, limits, paths, report, request_id,
+        rescue, security_headers, trace,
     },
     rescue::{Asked, Refusal},
     routes,
@@ -35,7 +35,7 @@ pub(crate) async fn answer(edge: Arc<Edge>, mut request: Request) -> Response {
         true => Response::default(),
         // Errors and panics of everything below become replies.
         false => {
-            let inside = inside(edge.clone(), &asked, request);
+            let inside = inside(&edge, &asked, request);
             rescue::rescued(&asked, inside).instrument(record.span().clone()).await
         }
     };
@@ -46,11 +46,13 @@ pub(crate) async fn answer(edge: Arc<Edge>, mut request: Request) -> Response {
     response = visit.admit(&edge.cors, response).await;
     browser.add(response.headers_mut());
     request_id::tell(id, &mut response);
+    // Of HTTP/2 too, where nobody else says it.
+    date::add(&edge.fixed.clock, response.headers_mut());
     record.watch(response)
 }
 
 /// Everything that may refuse.
-async fn inside(edge: Arc<Edge>, asked: &Asked, mut request: Request) -> Result<Response, Refusal> {
+async fn inside(edge: &Arc<Edge>, asked: &Asked, mut request: Request) -> Result<Response, Refusal> {
     // Bounds first: what follows reads the path and the headers.
     limits::check_request(&request)?;
     // One host, so that nothing in front can have read another.

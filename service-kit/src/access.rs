@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use http::{Request, Response};
+use http::{HeaderName, Request, Response};
 use proto::{Access, Contract, MethodPolicy, Proof};
 use tonic::{Status, body::Body};
 use tower::{Layer, Service};
@@ -28,6 +28,9 @@ pub const RECENT: i64 = 600;
 
 /// The reason of an error that a new proof of the user cures (RFC 9470).
 pub const STEP_UP_REQUIRED: &str = "STEP_UP_REQUIRED";
+
+/// How long a caller waits for a call.
+pub const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
 /// The one peer that knows clients.
 const EDGE: &str = "edge-proxy";
@@ -231,7 +234,7 @@ const UNREAD: [&str; 4] = [
 
 /// The caller's fault, where tonic answers as if it were ours: a message that is none.
 fn unread(response: &Response<Body>) -> Option<Error> {
-    if response.headers().get("grpc-status")? != "13" {
+    if response.headers().get(Status::GRPC_STATUS)? != "13" {
         return None;
     }
     let status = Status::from_header_map(response.headers())?;
@@ -275,7 +278,7 @@ fn refuse(error: Error) -> Response<Body> {
 
 /// The deadline in `grpc-timeout`: at most eight digits and a unit.
 pub fn timeout_of(headers: &http::HeaderMap) -> Option<Duration> {
-    let text = headers.get("grpc-timeout")?.to_str().ok()?;
+    let text = headers.get(GRPC_TIMEOUT)?.to_str().ok()?;
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
     if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|b| b.is_ascii_digit()) {
         return None;

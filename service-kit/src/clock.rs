@@ -1,8 +1,11 @@
 //! The time, passed in: nothing else in Tollgate reads the system's clock.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicI64, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 /// Tells the time. Clones share their source.
@@ -25,7 +28,10 @@ impl Clock {
     pub fn now_ms(&self) -> i64 {
         match &self.0 {
             Some(fixed) => fixed.load(Ordering::SeqCst),
-            None => jiff::Timestamp::now().as_millisecond(),
+            // Before 1970 it is 1970.
+            None => SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(i64::MAX)),
         }
     }
 

@@ -16,6 +16,9 @@ pub(crate) fn check(path: &str) -> Result<(), Refusal> {
 
 /// What is wrong with a path.
 fn fault(path: &str) -> Option<&'static str> {
+    if is_plain(path.as_bytes()) {
+        return None;
+    }
     // `OPTIONS *` has no path at all.
     if path == "*" {
         return None;
@@ -42,6 +45,19 @@ fn fault(path: &str) -> Option<&'static str> {
         false => matches!(segment, "." | ".."),
     };
     path.split('/').any(dots).then_some("must not contain `.` or `..` segments")
+}
+
+/// Whether a path is of letters and the like alone, as most are: in one look.
+fn is_plain(path: &[u8]) -> bool {
+    let mut before = b'x';
+    path.first() == Some(&b'/')
+        && path.iter().all(|byte| {
+            let follows = std::mem::replace(&mut before, *byte) == b'/';
+            match byte {
+                b'/' | b'.' => !follows,
+                byte => byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'~' | b':'),
+            }
+        })
 }
 
 #[cfg(test)]

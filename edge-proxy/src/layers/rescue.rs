@@ -9,15 +9,16 @@ use super::Response;
 use crate::rescue::{Asked, Refusal, reply};
 
 /// The answer, or the reply to what went wrong.
-pub(crate) async fn rescued(
-    asked: &Asked,
-    inside: impl Future<Output = Result<Response, Refusal>>,
-) -> Response {
-    match AssertUnwindSafe(inside).catch_unwind().await {
+// Not `async`: that would hold `inside` twice.
+pub(crate) fn rescued<'a>(
+    asked: &'a Asked,
+    inside: impl Future<Output = Result<Response, Refusal>> + 'a,
+) -> impl Future<Output = Response> {
+    AssertUnwindSafe(inside).catch_unwind().map(|outcome| match outcome {
         Ok(Ok(response)) => response,
         Ok(Err(refusal)) => reply(asked, refusal),
         Err(panic) => reply(asked, panicked(&*panic).into()),
-    }
+    })
 }
 
 fn panicked(panic: &(dyn std::any::Any + Send)) -> Error {

@@ -19,7 +19,7 @@ use tonic::Code;
 use tracing::{Span, field::Empty};
 
 use super::{Request, Response, request_id::X_REQUEST_ID};
-use crate::{Body, Client, routes::Protocol};
+use crate::{Body, Client, grpc::code_in, routes::Protocol};
 pub(crate) use figures::Figures;
 use figures::Kind;
 
@@ -69,10 +69,6 @@ fn method_name(method: &Method) -> &'static str {
 
 fn scheme(client: &Client) -> &'static str {
     if client.secure { "https" } else { "http" }
-}
-
-fn code_in(headers: &HeaderMap) -> Option<Code> {
-    headers.get("grpc-status").map(|value| Code::from_bytes(value.as_bytes()))
 }
 
 /// A body that knows its request's record, and gives it to the log when it ends or is given up.

@@ -183,7 +183,10 @@ impl Door {
         });
         let phases = Phases { closing: self.closing, is_http2, session: session.clone() };
         if is_http2 {
-            let answer = move |request, respond| http2::call(session.clone().answer_http2(request), respond);
+            let answer = move |request, respond| {
+                let request = session.introduced(incoming::accept_http2(request));
+                http2::call(Box::pin(stack::answer(session.edge.clone(), request)), respond)
+            };
             return phases.run(pin!(Http2::new(stream, answer))).await;
         }
         let service =
@@ -204,18 +207,9 @@ struct Session {
 }
 
 impl Session {
-    async fn answer_http2(self: Arc<Self>, request: http::Request<RecvStream>) -> Response {
-        let mut request = incoming::accept_http2(request);
-        self.introduce(&mut request);
-        let mut response = stack::answer(self.edge.clone(), request).await;
-        response.headers_mut().entry(header::DATE).or_insert_with(|| http2::date(&self.edge.fixed.clock));
-        response
-    }
-
     async fn answer_http1(self: Arc<Self>, request: http::Request<hyper::body::Incoming>) -> Response {
-        let (mut request, rest) = incoming::accept(request);
-        self.introduce(&mut request);
-        let mut response = stack::answer(self.edge.clone(), request).await;
+        let (request, rest) = incoming::accept(request);
+        let mut response = stack::answer(self.edge.clone(), self.introduced(request)).await;
         let unread = match rest {
             Some(rest) => rest.ends_connection().await || response.status() == StatusCode::REQUEST_TIMEOUT,
             None => false,
@@ -228,12 +222,13 @@ impl Session {
     }
 
     /// Notes who sent a request: here, while the headers are as they came: no layer keeps those of proxies.
-    fn introduce(&self, request: &mut Request) {
+    fn introduced(&self, mut request: Request) -> Request {
         let address = self.edge.live.load().trusted_proxies.client(self.peer, request.headers());
         let ticket = Arc::new(self.usage.begin());
         let connection = self.connection.clone();
         let client = Client { address, secure: self.secure, connection, _ticket: ticket };
         request.extensions_mut().insert(client);
+        request
     }
 }
 

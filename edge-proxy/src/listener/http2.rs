@@ -5,7 +5,6 @@
 //! most, which is what reading and writing its frames, one after the other, comes to anyway.
 
 use std::{
-    cell::RefCell,
     future::{Future, poll_fn},
     panic::AssertUnwindSafe,
     pin::{Pin, pin},
@@ -21,8 +20,6 @@ use h2::{
 };
 use http::{HeaderValue, Request, header};
 use http_body::Body as _;
-use jiff::{Timestamp, fmt::rfc2822::DateTimePrinter};
-use service_kit::Clock;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::task::AbortOnDropHandle;
 
@@ -153,26 +150,6 @@ async fn answered(work: impl Future<Output = Response>, mut respond: SendRespons
     }
 }
 
-/// The time as `Date` has it (RFC 9110 §5.6.7). It is written once a second.
-pub(super) fn date(clock: &Clock) -> HeaderValue {
-    thread_local! {
-        static LAST: RefCell<(i64, HeaderValue)> = const { RefCell::new((-1, HeaderValue::from_static(""))) };
-    }
-    let now = clock.now_ms() / 1_000;
-    LAST.with_borrow_mut(|(second, text)| {
-        if *second != now {
-            (*second, *text) = (now, date_text(now));
-        }
-        text.clone()
-    })
-}
-
-fn date_text(second: i64) -> HeaderValue {
-    let time = Timestamp::from_second(second).unwrap_or_default();
-    let text = DateTimePrinter::new().timestamp_to_rfc9110_string(&time);
-    text.ok().and_then(|text| text.try_into().ok()).unwrap_or_else(|| HeaderValue::from_static(""))
-}
-
 #[cfg(test)]
 mod tests {
     use std::{
@@ -193,7 +170,7 @@ mod tests {
         time::{Instant, timeout},
     };
 
-    use super::{Http2, call, date_text};
+    use super::{Http2, call};
     use crate::{Body, layers::Response};
 
     /// Says so when it is dropped.
@@ -343,10 +320,5 @@ mod tests {
         let begun = Instant::now();
         let _ = ended.await.unwrap();
         assert_eq!(begun.elapsed().as_secs(), 50);
-    }
-
-    #[test]
-    fn dates_are_those_of_http() {
-        assert_eq!(date_text(784_111_777), "Sun, 06 Nov 1994 08:49:37 GMT");
     }
 }

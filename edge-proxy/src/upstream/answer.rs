@@ -24,7 +24,7 @@ use super::{
     status,
     wire::{Incoming, Outgoing},
 };
-use crate::Body;
+use crate::{Body, grpc::code_in};
 
 /// A call at an instance, until it is known what it came to. Dropped before that, it was given up.
 #[derive(Debug)]
@@ -184,10 +184,6 @@ fn last(
 
 fn pushback(code: Code, headers: &HeaderMap) -> Pushback {
     if code == Code::Unavailable { Pushback::of(headers) } else { Pushback::None }
-}
-
-fn code_in(headers: &HeaderMap) -> Option<Code> {
-    headers.get("grpc-status").map(|value| Code::from_bytes(value.as_bytes()))
 }
 
 impl Lost {

@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use http::HeaderMap;
 use proto::MethodPolicy;
-use service_kit::{Error, Kind, Result, access::timeout_of};
+use service_kit::{
+    Error, Kind, Result,
+    access::{GRPC_TIMEOUT, timeout_of},
+};
 use tokio::time::Instant;
 
 /// The time of one call.
@@ -27,7 +30,7 @@ impl Budget {
     /// Of a gRPC call.
     pub(crate) fn grpc(started: Instant, policy: &MethodPolicy, headers: &HeaderMap) -> Result<Self> {
         let asked = timeout_of(headers);
-        if asked.is_none() && headers.contains_key("grpc-timeout") {
+        if asked.is_none() && headers.contains_key(GRPC_TIMEOUT) {
             return Err(unreadable("grpc-timeout"));
         }
         Ok(Self::new(started, asked, policy.max_deadline))

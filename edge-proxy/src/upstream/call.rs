@@ -8,7 +8,7 @@ use std::{pin::Pin, sync::Arc, time::Duration};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method as Verb, Version, uri::PathAndQuery};
 use proto::MethodPolicy;
-use service_kit::{Error, Kind, Result};
+use service_kit::{Error, Kind, Result, access::GRPC_TIMEOUT};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::{
@@ -340,7 +340,7 @@ fn address(head: &mut http::Request<()>, plan: &Plan, instance: &Instance, previ
     }
     let headers = head.headers_mut();
     if let Some(rest) = plan.budget.rest() {
-        headers.insert("grpc-timeout", crate::grpc::timeout_value(rest));
+        headers.insert(GRPC_TIMEOUT, crate::grpc::timeout_value(rest));
     }
     if previous > 0 {
         headers.insert("grpc-previous-rpc-attempts", HeaderValue::from(previous));

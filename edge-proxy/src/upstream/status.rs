@@ -5,11 +5,12 @@ use base64::{
     Engine as _, alphabet,
     engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
 };
-use http::{HeaderMap, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue};
 use percent_encoding::{NON_ALPHANUMERIC, percent_decode, utf8_percent_encode};
+use tonic::Status;
 
-const MESSAGE: &str = "grpc-message";
-const DETAILS: &str = "grpc-status-details-bin";
+const MESSAGE: HeaderName = Status::GRPC_MESSAGE;
+const DETAILS: HeaderName = Status::GRPC_STATUS_DETAILS;
 
 /// What counts as base64 in metadata: padded or not.
 const BASE64: GeneralPurpose = GeneralPurpose::new(
