@@ -12,7 +12,7 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue, StatusCode, header};
 use http_body_util::Full;
 use serde::Serialize;
-use service_kit::{Error, Kind, access::STEP_UP_REQUIRED, error::FieldViolation};
+use service_kit::{Error, Kind, access::STEP_UP_REQUIRED, error::FieldViolation, telemetry::TraceId};
 
 use crate::{Body, layers::Response, layers::trace::Noted, routes::Protocol};
 
@@ -193,7 +193,7 @@ struct Details<'a> {
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     errors: Vec<Violation<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    trace_id: Option<String>,
+    trace_id: Option<TraceId>,
     #[serde(rename = "violated-policies", skip_serializing_if = "Option::is_none")]
     violated: Option<[&'static str; 1]>,
 }

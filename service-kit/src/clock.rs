@@ -5,7 +5,7 @@ use std::{
         Arc,
         atomic::{AtomicI64, Ordering},
     },
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 /// Tells the time. Clones share their source.
@@ -24,14 +24,18 @@ impl Clock {
     }
 
     /// Milliseconds since 1970-01-01T00:00:00Z.
-    #[allow(clippy::disallowed_methods, reason = "the one place that reads the system's clock")]
     pub fn now_ms(&self) -> i64 {
         match &self.0 {
             Some(fixed) => fixed.load(Ordering::SeqCst),
-            // Before 1970 it is 1970.
-            None => SystemTime::now()
-                .duration_since(UNIX_EPOCH)
-                .map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(i64::MAX)),
+            None => i64::try_from(since_1970().as_millis()).unwrap_or(i64::MAX),
+        }
+    }
+
+    /// Microseconds since then.
+    pub fn now_us(&self) -> i64 {
+        match &self.0 {
+            Some(fixed) => fixed.load(Ordering::SeqCst) * 1_000,
+            None => i64::try_from(since_1970().as_micros()).unwrap_or(i64::MAX),
         }
     }
 
@@ -41,4 +45,10 @@ impl Clock {
             fixed.fetch_add(by, Ordering::SeqCst);
         }
     }
+}
+
+/// Before 1970 it is 1970.
+#[allow(clippy::disallowed_methods, reason = "the one place that reads the system's clock")]
+fn since_1970() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }

@@ -20,21 +20,28 @@ use opentelemetry_sdk::{Resource, propagation::TraceContextPropagator, trace::Sd
 use serde::Deserialize;
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 use tracing_subscriber::{
-    EnvFilter, Layer as _,
-    filter::{FilterExt as _, LevelFilter, filter_fn},
+    Layer as _,
+    filter::{LevelFilter, filter_fn},
     layer::SubscriberExt as _,
+    registry::LookupSpan,
     util::SubscriberInitExt as _,
 };
 
 mod calls;
 mod contexts;
 mod fields;
+mod json;
+mod kept;
 mod lines;
+mod logs;
+mod stamp;
+mod text;
 
 pub use calls::{Call, TraceLayer, TraceService, code_name};
-pub use contexts::{adopt_parent, inject, note_trace, trace_id};
+pub use contexts::{TraceId, adopt_parent, inject, note_trace, trace_id};
 pub use lines::ACCESS;
 use lines::Lines;
+use logs::{Form, Logs, is_ours};
 
 /// The `[telemetry]` section.
 #[derive(Debug, Clone, Deserialize)]
@@ -98,35 +105,21 @@ const UPKEEP: Duration = Duration::from_secs(5);
 
 /// Starts logs, traces and metrics of the process. Once, at the very beginning, on the runtime.
 pub fn init(config: &TelemetryConfig, service: &'static str) -> anyhow::Result<Guard> {
-    let filter = EnvFilter::try_new(&config.log).context("telemetry.log is not a filter")?;
     let provider = tracer_provider(config, service)?;
     global::set_text_map_propagator(TraceContextPropagator::new());
-    // Spans carry trace ids even when nothing exports them: the ids go into logs and error bodies. That
-    // is why `telemetry.log` decides about lines only, and the spans around them always exist.
-    let exported = exports().then(|| {
-        tracing_opentelemetry::layer()
+    let lines = Lines::default();
+    tokio::spawn(lines.clone().keep_going());
+    if exports() {
+        let exported = tracing_opentelemetry::layer()
             .with_threads(false)
             .with_location(false)
             .with_tracer(provider.tracer("tollgate"))
-            .with_filter(our_spans())
-    });
-    let contexts = (!exports()).then(|| contexts::Contexts.with_filter(our_spans()));
-    let filter = filter.or(our_spans());
-    let lines = Lines::default();
-    tokio::spawn(lines.clone().keep_going());
-    let logs = match config.format {
-        LogFormat::Text if std::io::stderr().is_terminal() => {
-            tracing_subscriber::fmt::layer().with_writer(lines.clone()).boxed()
-        }
-        LogFormat::Text => {
-            let layer = tracing_subscriber::fmt::layer().fmt_fields(fields::Plain);
-            layer.with_ansi(false).with_writer(lines.clone()).boxed()
-        }
-        LogFormat::Json => {
-            tracing_subscriber::fmt::layer().json().flatten_event(true).with_writer(lines.clone()).boxed()
-        }
-    };
-    tracing_subscriber::registry().with(exported).with(contexts).with(logs.with_filter(filter)).try_init()?;
+            .with_filter(filter_fn(is_ours).with_max_level_hint(LevelFilter::INFO));
+        let spans = tracing_subscriber::registry().with(exported);
+        spans.with(logs(config, lines.clone())?).try_init()?;
+    } else {
+        tracing_subscriber::registry().with(logs(config, lines.clone())?).try_init()?;
+    }
     // The exporter tries suffixes in the order of the alphabet.
     let recorder = PrometheusBuilder::new()
         .set_buckets_for_metric(Matcher::Suffix("_convergence_seconds".to_owned()), CONVERGENCE)?
@@ -139,11 +132,17 @@ pub fn init(config: &TelemetryConfig, service: &'static str) -> anyhow::Result<G
     Ok(Guard { provider, lines })
 }
 
-/// The spans of requests. Those of libraries are finer than `info`.
-fn our_spans<S>() -> impl tracing_subscriber::layer::Filter<S> + Send + Sync + 'static {
-    let is_ours: fn(&tracing::Metadata<'_>) -> bool =
-        |metadata| metadata.is_span() && *metadata.level() <= tracing::Level::INFO;
-    filter_fn(is_ours).with_max_level_hint(LevelFilter::INFO)
+fn logs<S>(config: &TelemetryConfig, lines: Lines) -> anyhow::Result<Logs<S, Lines>>
+where
+    S: tracing::Subscriber + for<'l> LookupSpan<'l> + Send + Sync,
+{
+    let library = tracing_subscriber::fmt::layer().with_writer(lines.clone());
+    let form = match config.format {
+        LogFormat::Text if std::io::stderr().is_terminal() => Form::Library(library.boxed()),
+        LogFormat::Text => Form::Text(lines),
+        LogFormat::Json => Form::Json(lines, library.json().flatten_event(true).boxed()),
+    };
+    Logs::new(&config.log, !exports(), form).context("telemetry.log is not a filter")
 }
 
 /// Without it the exporter keeps every single sample until the next scrape.

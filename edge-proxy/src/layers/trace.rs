@@ -15,6 +15,7 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Version};
 use http_body::{Frame, SizeHint};
+use service_kit::telemetry::TraceId;
 use tonic::Code;
 use tracing::{Span, field::Empty};
 
@@ -87,7 +88,7 @@ pub(crate) struct Record {
     ending: Option<Ending>,
     started: Instant,
     id: Option<HeaderValue>,
-    trace_id: Option<String>,
+    trace_id: Option<TraceId>,
     span: Span,
     /// How the client speaks.
     protocol: Protocol,
@@ -157,7 +158,7 @@ impl Record {
 }
 
 /// The span of a request, and the trace that it is in.
-fn span(method: &'static str, headers: &HeaderMap) -> (Span, Option<String>) {
+fn span(method: &'static str, headers: &HeaderMap) -> (Span, Option<TraceId>) {
     let id = headers.get(X_REQUEST_ID).and_then(|id| id.to_str().ok()).unwrap_or("-");
     let span =
         tracing::info_span!("request", otel.kind = "server", otel.name = Empty, method, id, trace_id = Empty);

@@ -1,125 +1,162 @@
 //! Which trace a span belongs to: taken from headers, passed on in headers, written into log lines.
 //!
 //! Where spans are exported OpenTelemetry keeps this. Elsewhere nobody would ever read its spans, and keeping them
-//! costs more than the calls that they are about: then [`Contexts`] keeps the ids alone.
+//! costs more than the calls that they are about: then [`Kept`] has the ids alone.
+
+use std::ops::Deref;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 use opentelemetry::{
     global,
     propagation::Extractor,
-    trace::{SpanContext, SpanId, TraceContextExt as _, TraceFlags, TraceId, TraceState},
+    trace::{SpanContext, TraceContextExt as _, TraceState},
 };
-use opentelemetry_sdk::trace::{IdGenerator as _, RandomIdGenerator};
-use tracing::{Span, Subscriber, span};
+use serde::{Serialize, Serializer};
+use tracing::{Span, Subscriber as _, dispatcher, span};
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
-use tracing_subscriber::{Layer, Registry, layer::Context, registry::LookupSpan};
+use tracing_subscriber::{Registry, registry::LookupSpan as _};
+
+use super::kept::{Kept, TRACE_ID};
 
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 
-/// Gives spans their ids: of the trace of the span around them, else of a new one.
-#[derive(Debug)]
-pub(super) struct Contexts;
+/// The id of a trace: 32 hexadecimal digits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TraceId([u8; 32]);
 
-impl<S: Subscriber + for<'l> LookupSpan<'l>> Layer<S> for Contexts {
-    fn on_new_span(&self, attributes: &span::Attributes<'_>, id: &span::Id, context: Context<'_, S>) {
-        let Some(span) = context.span(id) else { return };
-        let around = match attributes.parent() {
-            Some(parent) => context.span(parent),
-            None if attributes.is_contextual() => context.lookup_current(),
-            None => None,
-        };
-        let around = around.and_then(|around| around.extensions().get::<SpanContext>().cloned());
-        let new = RandomIdGenerator::default();
-        let own = match around {
-            Some(around) => inside(&around),
-            None => {
-                let (trace, span) = (new.new_trace_id(), new.new_span_id());
-                SpanContext::new(trace, span, TraceFlags::SAMPLED, false, TraceState::default())
-            }
-        };
-        span.extensions_mut().insert(own);
+impl TraceId {
+    /// The trace of a context.
+    pub(super) fn of(context: &SpanContext) -> Self {
+        let mut digits = [0; 32];
+        write_digits(&mut digits, &context.trace_id().to_bytes());
+        Self(digits)
     }
 }
 
-/// A new span in the trace of another.
-fn inside(around: &SpanContext) -> SpanContext {
-    let span = RandomIdGenerator::default().new_span_id();
-    SpanContext::new(around.trace_id(), span, around.trace_flags(), false, around.trace_state().clone())
+impl Deref for TraceId {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        str::from_utf8(&self.0).unwrap_or_default()
+    }
 }
 
-/// The context of a span; `None` where nothing traces.
-fn of(span: &Span) -> Option<SpanContext> {
+impl Serialize for TraceId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self)
+    }
+}
+
+/// Two digits for each byte.
+fn write_digits(digits: &mut [u8], bytes: &[u8]) {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    for (pair, byte) in digits.as_chunks_mut::<2>().0.iter_mut().zip(bytes) {
+        *pair = [DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]];
+    }
+}
+
+/// Reads the context of the current span; `None` where nothing traces.
+fn with_current<T>(mut read: impl FnMut(&SpanContext) -> T) -> Option<T> {
     if super::exports() {
-        let context = span.context();
-        return Some(context.span().span_context().clone()).filter(SpanContext::is_valid);
+        return exported(&Span::current()).as_ref().map(read);
     }
-    let kept = span.with_subscriber(|(id, dispatch)| {
-        let span = dispatch.downcast_ref::<Registry>()?.span(id)?;
-        span.extensions().get::<SpanContext>().cloned()
-    });
-    kept.flatten()
+    dispatcher::get_default(|dispatch| {
+        let registry = dispatch.downcast_ref::<Registry>()?;
+        let span = registry.span(registry.current_span().id()?)?;
+        let extensions = span.extensions();
+        extensions.get::<Kept>()?.context().map(&mut read)
+    })
 }
 
-/// Makes a context the parent of a span that has not begun.
-fn set_parent(span: &Span, parent: &SpanContext) {
-    if super::exports() {
-        let parent = opentelemetry::Context::new().with_remote_span_context(parent.clone());
-        // Fails only when the span was entered already or nothing traces: then there is no parent.
-        let _ = span.set_parent(parent);
-        return;
-    }
-    span.with_subscriber(|(id, dispatch)| {
-        let span = dispatch.downcast_ref::<Registry>()?.span(id)?;
-        span.extensions_mut().replace(inside(parent))
-    });
+/// What OpenTelemetry knows of a span.
+fn exported(span: &Span) -> Option<SpanContext> {
+    let context = span.context();
+    Some(context.span().span_context().clone()).filter(SpanContext::is_valid)
 }
 
 /// Puts the current span's context into headers.
 pub fn inject(headers: &mut HeaderMap) {
-    let Some(context) = of(&Span::current()) else { return };
-    headers.insert(TRACEPARENT, traceparent(context.trace_id(), context.span_id(), context.trace_flags()));
-    if *context.trace_state() != TraceState::NONE
-        && let Ok(state) = HeaderValue::try_from(context.trace_state().header())
-    {
-        headers.insert(TRACESTATE, state);
-    }
+    with_current(|context| {
+        headers.insert(TRACEPARENT, traceparent(context));
+        if *context.trace_state() != TraceState::NONE
+            && let Ok(state) = HeaderValue::try_from(context.trace_state().header())
+        {
+            headers.insert(TRACESTATE, state);
+        }
+    });
 }
 
 /// W3C Trace Context §3.2, of version 00.
-fn traceparent(trace: TraceId, span: SpanId, flags: TraceFlags) -> HeaderValue {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+fn traceparent(context: &SpanContext) -> HeaderValue {
     let mut text = *b"00-................................-................-..";
-    let bytes = [&trace.to_bytes()[..], &span.to_bytes(), &[flags.to_u8()]];
-    for (from, bytes) in [3, 36, 53].into_iter().zip(bytes) {
-        for (at, byte) in bytes.iter().enumerate() {
-            text[from + 2 * at] = DIGITS[usize::from(byte >> 4)];
-            text[from + 2 * at + 1] = DIGITS[usize::from(byte & 15)];
-        }
-    }
+    write_digits(&mut text[3..35], &context.trace_id().to_bytes());
+    write_digits(&mut text[36..52], &context.span_id().to_bytes());
+    write_digits(&mut text[53..], &[context.trace_flags().to_u8()]);
     let mut value = HeaderValue::from_bytes(&text).unwrap_or_else(|_| HeaderValue::from_static(""));
     // No secret, but seen once: HPACK must not drop what comes again for it.
     value.set_sensitive(true);
     value
 }
 
-/// Makes the context in headers the parent of a span, and notes the trace in the span's field
+/// Makes the context in headers the parent of a span that has not begun, and notes the trace in the span's field
 /// `trace_id` if it has one: each log line inside of the span then names the trace, which is returned.
-pub fn adopt_parent(span: &Span, headers: &HeaderMap) -> Option<String> {
-    if has_parent(headers) {
-        let context = global::get_text_map_propagator(|propagator| propagator.extract(&HeadersRef(headers)));
-        let parent = context.span().span_context().clone();
-        if parent.is_valid() {
-            set_parent(span, &parent);
+pub fn adopt_parent(span: &Span, headers: &HeaderMap) -> Option<TraceId> {
+    note(span, parent(headers).as_ref())
+}
+
+/// Writes the trace id of a span into its field `trace_id`, and says it.
+pub fn note_trace(span: &Span) -> Option<TraceId> {
+    note(span, None)
+}
+
+fn note(span: &Span, parent: Option<&SpanContext>) -> Option<TraceId> {
+    let (id, is_to_record) = if super::exports() {
+        if let Some(parent) = parent {
+            let parent = opentelemetry::Context::new().with_remote_span_context(parent.clone());
+            // Fails only when the span was entered already or nothing traces: then there is no parent.
+            let _ = span.set_parent(parent);
         }
+        (TraceId::of(&exported(span)?), true)
+    } else {
+        span.with_subscriber(|(id, dispatch)| keep(dispatch.downcast_ref()?, id, parent))??
+    };
+    if is_to_record {
+        span.record(TRACE_ID, &*id);
     }
-    note_trace(span)
+    Some(id)
+}
+
+/// The trace of a span under `parent`, and whether it has to be recorded.
+fn keep(registry: &Registry, id: &span::Id, parent: Option<&SpanContext>) -> Option<(TraceId, bool)> {
+    let span = registry.span(id)?;
+    let mut extensions = span.extensions_mut();
+    let kept = extensions.get_mut::<Kept>()?;
+    if let Some(parent) = parent {
+        kept.set_parent(parent);
+    }
+    let trace = TraceId::of(kept.context()?);
+    Some((trace, kept.note_trace(span.metadata())))
+}
+
+/// The trace id of the current span; `None` outside of a trace.
+pub fn trace_id() -> Option<TraceId> {
+    with_current(TraceId::of)
+}
+
+/// The valid context in headers.
+fn parent(headers: &HeaderMap) -> Option<SpanContext> {
+    if !has_parent(headers) {
+        return None;
+    }
+    let context = global::get_text_map_propagator(|propagator| propagator.extract(&HeadersRef(headers)));
+    Some(context.span().span_context().clone()).filter(SpanContext::is_valid)
 }
 
 /// Whether there is one `traceparent`, exactly as W3C Trace Context §3.2 has it; OpenTelemetry's
 /// propagator also takes others. What follows the flags is for versions to come.
 fn has_parent(headers: &HeaderMap) -> bool {
-    let mut values = headers.get_all("traceparent").iter();
+    let mut values = headers.get_all(TRACEPARENT).iter();
     let (Some(value), None) = (values.next(), values.next()) else { return false };
     let is_hex = |part: &[u8]| part.iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
     match value.as_bytes() {
@@ -135,18 +172,6 @@ fn has_parent(headers: &HeaderMap) -> bool {
                 && longer.get(55).is_none_or(|byte| *byte == b'-')
         }
     }
-}
-
-/// Writes the trace id of a span into its field `trace_id`, and says it.
-pub fn note_trace(span: &Span) -> Option<String> {
-    let id = of(span)?.trace_id().to_string();
-    span.record("trace_id", &*id);
-    Some(id)
-}
-
-/// The trace id of the current span, 32 hexadecimal digits; `None` outside of a trace.
-pub fn trace_id() -> Option<String> {
-    of(&Span::current()).map(|context| context.trace_id().to_string())
 }
 
 struct HeadersRef<'a>(&'a HeaderMap);
@@ -165,7 +190,7 @@ impl Extractor for HeadersRef<'_> {
 mod tests {
     use http::{HeaderMap, HeaderValue};
 
-    use opentelemetry::trace::{SpanId, TraceFlags, TraceId};
+    use opentelemetry::trace::{SpanContext, SpanId, TraceFlags, TraceId, TraceState};
 
     use super::{has_parent, traceparent};
 
@@ -182,7 +207,10 @@ mod tests {
     #[test]
     fn what_is_written_is_read() {
         let (trace, span) = (0x4bf9_2f35_77b3_4da6_a3ce_929d_0e0e_4736, 0x00f0_67aa_0ba9_02b7);
-        let written = traceparent(TraceId::from(trace), SpanId::from(span), TraceFlags::SAMPLED);
+        let (trace, span, state) = (TraceId::from(trace), SpanId::from(span), TraceState::default());
+        let context = SpanContext::new(trace, span, TraceFlags::SAMPLED, false, state);
+        assert_eq!(*super::TraceId::of(&context), GOOD[3..35]);
+        let written = traceparent(&context);
         assert_eq!(written, GOOD);
         assert!(has_parent(&HeaderMap::from_iter([(super::TRACEPARENT, written)])));
     }

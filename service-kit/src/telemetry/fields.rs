@@ -1,141 +1,112 @@
 //! The fields of log lines and spans as text for programs: `name="text" count=3`, as the formatter of
 //! `tracing-subscriber` writes them, but with texts that need no escapes copied whole. There is a line for every request.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 
 use tracing::field::{Field, Visit};
-use tracing_subscriber::{
-    field::RecordFields,
-    fmt::{FormatFields, format::Writer},
-};
 
-/// Formats fields.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Plain;
-
-impl<'w> FormatFields<'w> for Plain {
-    fn format_fields<R: RecordFields>(&self, writer: Writer<'w>, fields: R) -> fmt::Result {
-        let mut visitor = Visitor { writer, is_first: true, outcome: Ok(()) };
-        fields.record(&mut visitor);
-        visitor.outcome
-    }
-}
-
-struct Visitor<'w> {
-    writer: Writer<'w>,
+/// Writes fields behind what a text holds.
+pub(super) struct Fields<'t> {
+    text: &'t mut String,
     is_first: bool,
-    outcome: fmt::Result,
 }
 
-impl Visitor<'_> {
-    /// What stands before a value: nothing before the message.
-    fn begin(&mut self, field: &Field) -> fmt::Result {
+impl<'t> Fields<'t> {
+    /// There are none yet.
+    pub(super) fn first(text: &'t mut String) -> Self {
+        Self { text, is_first: true }
+    }
+
+    /// The text holds those that begin at `from`.
+    pub(super) fn behind(text: &'t mut String, from: usize) -> Self {
+        let is_first = text.len() == from;
+        Self { text, is_first }
+    }
+
+    /// Writes what stands before a value, and says whether it is the message, before which nothing stands. `None` for a
+    /// field that says where a line of the `log` crate comes from: the target of the line says so, too.
+    fn begin(&mut self, field: &Field) -> Option<bool> {
+        // Patterns instead of texts: there are a dozen fields in a line.
+        let (name, is_message) = match field.name().as_bytes() {
+            b"message" => ("", true),
+            [b'l', b'o', b'g', b'.', ..] => return None,
+            [b'r', b'#', ..] => (&field.name()[2..], false),
+            _ => (field.name(), false),
+        };
         if !std::mem::take(&mut self.is_first) {
-            self.writer.write_char(' ')?;
+            self.text.push(' ');
         }
-        match field.name() {
-            "message" => Ok(()),
-            name => {
-                self.writer.write_str(name.strip_prefix("r#").unwrap_or(name))?;
-                self.writer.write_char('=')
-            }
+        if !is_message {
+            self.text.push_str(name);
+            self.text.push('=');
         }
+        Some(is_message)
     }
 
-    fn field(&mut self, field: &Field, write: impl FnOnce(&mut Writer<'_>) -> fmt::Result) {
-        if self.outcome.is_ok() {
-            self.outcome = self.begin(field).and_then(|()| write(&mut self.writer));
+    fn integer(&mut self, field: &Field, value: impl itoa::Integer) {
+        if self.begin(field).is_some() {
+            self.text.push_str(itoa::Buffer::new().format(value));
         }
     }
 }
 
-/// Whether a text is the same between quotes.
-fn is_plain(text: &str) -> bool {
-    text.bytes().all(|byte| matches!(byte, b' '..=b'~') && byte != b'"' && byte != b'\\')
+/// Whether a text is the same between quotes. Looks at all of it, because that is faster than to stop early.
+pub(super) fn is_plain(text: &str) -> bool {
+    text.bytes()
+        .fold(true, |so_far, byte| so_far & matches!(byte, b' '..=b'~') & (byte != b'"') & (byte != b'\\'))
 }
 
-impl Visit for Visitor<'_> {
+/// What a terminal could take for a command.
+fn commands_terminals(letter: char) -> bool {
+    matches!(letter, '\u{1b}' | '\u{7}' | '\u{8}' | '\u{c}' | '\u{7f}'..='\u{9f}')
+}
+
+/// Makes the end of a text harmless for terminals.
+fn disarm(text: &mut String, from: usize) {
+    if !text[from..].contains(commands_terminals) {
+        return;
+    }
+    for letter in text.split_off(from).chars() {
+        // A text takes whatever is written to it.
+        let _ = match letter {
+            letter if !commands_terminals(letter) => text.write_char(letter),
+            letter if letter.is_ascii() => write!(text, "\\x{:02x}", u32::from(letter)),
+            letter => write!(text, "\\u{{{:x}}}", u32::from(letter)),
+        };
+    }
+}
+
+impl Visit for Fields<'_> {
     fn record_str(&mut self, field: &Field, value: &str) {
-        self.field(field, |writer| match value {
+        match self.begin(field) {
+            None => {}
             // One line is one line, whatever is in it.
-            text if field.name() == "message" && !text.contains(char::is_control) => writer.write_str(text),
-            text if is_plain(text) => {
-                writer.write_char('"')?;
-                writer.write_str(text)?;
-                writer.write_char('"')
+            Some(true) if !value.contains(char::is_control) => self.text.push_str(value),
+            Some(_) if is_plain(value) => {
+                self.text.push('"');
+                self.text.push_str(value);
+                self.text.push('"');
             }
-            text => write!(writer, "{text:?}"),
-        });
+            // A text takes whatever is written to it.
+            Some(_) => _ = write!(self.text, "{value:?}"),
+        }
     }
 
     fn record_u64(&mut self, field: &Field, value: u64) {
-        self.field(field, |writer| write!(writer, "{value}"));
+        self.integer(field, value);
     }
 
     fn record_i64(&mut self, field: &Field, value: i64) {
-        self.field(field, |writer| write!(writer, "{value}"));
+        self.integer(field, value);
     }
 
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        self.field(field, |writer| write!(writer, "{value:?}"));
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::{
-        io,
-        sync::{Arc, Mutex},
-    };
-
-    use tracing_subscriber::fmt::MakeWriter;
-
-    use super::Plain;
-
-    #[derive(Clone, Default)]
-    struct Kept(Arc<Mutex<Vec<u8>>>);
-
-    impl io::Write for Kept {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().unwrap().write(bytes)
+        let Some(is_message) = self.begin(field) else { return };
+        let from = self.text.len();
+        // A value that fails to write itself stands there as far as it came.
+        let _ = write!(self.text, "{value:?}");
+        if is_message {
+            disarm(self.text, from);
         }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-
-    impl<'w> MakeWriter<'w> for Kept {
-        type Writer = Self;
-
-        fn make_writer(&'w self) -> Self {
-            self.clone()
-        }
-    }
-
-    /// What the two formatters make of the same lines.
-    fn lines() -> [String; 2] {
-        let (ours, theirs) = (Kept::default(), Kept::default());
-        let say = || {
-            let span =
-                tracing::info_span!("request", id = "7\u{1b}", r#type = "x\"y", late = tracing::field::Empty);
-            span.record("late", "ä");
-            let _inside = span.enter();
-            tracing::info!(target: "access", status = 200_u16, grpc = -1, address = %"::1", "answered");
-            tracing::warn!(list = ?["a", "b"], text = "two\nlines", empty = "", "a {}", "message");
-        };
-        let plain = tracing_subscriber::fmt().without_time().with_ansi(false);
-        let subscriber = plain.fmt_fields(Plain).with_writer(ours.clone()).finish();
-        tracing::subscriber::with_default(subscriber, say);
-        let plain = tracing_subscriber::fmt().without_time().with_ansi(false);
-        tracing::subscriber::with_default(plain.with_writer(theirs.clone()).finish(), say);
-        [ours, theirs].map(|kept| String::from_utf8(kept.0.lock().unwrap().clone()).unwrap())
-    }
-
-    #[test]
-    fn lines_are_those_of_the_library() {
-        let [ours, theirs] = lines();
-        assert!(ours.contains("status=200 grpc=-1 address=::1"), "{ours}");
-        assert_eq!(ours, theirs);
     }
 }
