@@ -7,8 +7,9 @@
 mod gate;
 mod gradient;
 
-use std::{collections::HashMap, sync::Arc};
+use std::sync::Arc;
 
+use foldhash::HashMap;
 use proto::{Contract, MethodPolicy, policy::RateClass};
 use service_kit::{Error, Kind, telemetry};
 use tokio::time::Instant;

@@ -9,7 +9,14 @@ mod fields;
 mod limit;
 mod shared;
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    net::IpAddr,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use http::HeaderValue;
 use proto::policy::RateClass;
@@ -44,6 +51,8 @@ pub(crate) struct Limits {
     tokens: Limit,
     /// Expensive calls of a user, or of a gateway.
     heavy: Limit,
+    /// Tells these limits from those before a reload.
+    edition: u64,
 }
 
 /// The names of all limits, which is what settings and answers call them.
@@ -64,7 +73,9 @@ impl Limits {
             let is_closed = config.shared.closed.iter().any(|closed| closed == name);
             Limit::new(name, permits, period, clock.clone()).sharing(shared.cloned(), is_closed)
         };
+        static EDITIONS: AtomicU64 = AtomicU64::new(0);
         Ok(Self {
+            edition: EDITIONS.fetch_add(1, Ordering::Relaxed),
             address: limit("address", config.address_per_minute, MINUTE),
             credentials: limit("credential", config.credential_per_minute, MINUTE),
             sign_ups: limit("sign-up", config.sign_up_per_hour, HOUR),
@@ -128,6 +139,20 @@ impl Limits {
         left: Option<Standing>,
     ) {
         let Some(left) = left else { return };
+        let known = (self.edition, class, client.address);
+        let field = client.connection.told.same_or(known, caller, || self.policies(client, class, caller));
+        if let Some(field) = field {
+            client.marks().quota(left, field);
+        }
+    }
+
+    /// `RateLimit-Policy`: which limits there are for a caller.
+    fn policies(
+        &self,
+        client: &Client,
+        class: RateClass,
+        caller: Option<&Caller<'_>>,
+    ) -> Option<HeaderValue> {
         let mut field = String::with_capacity(192);
         let address = Who::Address(client.address);
         self.address.write_policy(&mut field, &address);
@@ -144,9 +169,7 @@ impl Limits {
                 self.heavy.write_policy(&mut field, user.as_ref().unwrap_or(&token));
             }
         }
-        if let Ok(field) = HeaderValue::try_from(field) {
-            client.marks().quota(left, field);
-        }
+        HeaderValue::try_from(field).ok()
     }
 
     fn by_address(&self, class: RateClass) -> Option<&Limit> {
@@ -176,6 +199,52 @@ impl Limits {
     }
 }
 
+/// What the last call over a connection was told of its limits: the next is of the same caller, as a rule.
+#[derive(Debug, Default)]
+pub(crate) struct Told(Mutex<Option<(Known, Option<Counted>, HeaderValue)>>);
+
+/// What an item depends on beside its caller: edition of the limits, class and address.
+type Known = (u64, RateClass, IpAddr);
+
+/// A [`Caller`] that stays.
+#[derive(Debug)]
+enum Counted {
+    User(AuthContext),
+    Gateway(HeaderValue),
+}
+
+impl Told {
+    /// The same as the last one if everything is the same, else what `make` makes.
+    fn same_or(
+        &self,
+        known: Known,
+        caller: Option<&Caller<'_>>,
+        make: impl FnOnce() -> Option<HeaderValue>,
+    ) -> Option<HeaderValue> {
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_same = |counted: &Option<Counted>| match (counted, caller) {
+            // One token that was verified once is one `Arc`.
+            (Some(Counted::User(last)), Some(Caller::User(now))) => last == *now,
+            (Some(Counted::Gateway(last)), Some(Caller::Gateway(now))) => last == now,
+            (None, None) => true,
+            _ => false,
+        };
+        if let Some((before, counted, field)) = &*last
+            && *before == known
+            && is_same(counted)
+        {
+            return Some(field.clone());
+        }
+        let counted = caller.map(|caller| match caller {
+            Caller::User(context) => Counted::User((*context).clone()),
+            Caller::Gateway(key) => Counted::Gateway((*key).clone()),
+        });
+        let field = make()?;
+        *last = Some((known, counted, field.clone()));
+        Some(field)
+    }
+}
+
 /// Who a call turned out to be of.
 #[derive(Debug)]
 pub(crate) enum Caller<'a> {
@@ -193,6 +262,44 @@ impl Caller<'_> {
                 (Some(Who::User(context.user_id())), Who::Token(context.session_id().as_bytes()))
             }
             Self::Gateway(key) => (None, Who::Token(key.as_bytes())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{IpAddr, Ipv4Addr};
+
+    use http::HeaderValue;
+    use proto::policy::RateClass;
+
+    use super::{Caller, Told};
+
+    #[test]
+    fn what_was_told_holds_for_the_same_alone() {
+        let here = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        let (one, other) = (HeaderValue::from_static("one"), HeaderValue::from_static("other"));
+        let (one, other) = (Caller::Gateway(&one), Caller::Gateway(&other));
+        let told = Told::default();
+        let tell = |known, caller, text: &'static str| {
+            let field = told.same_or(known, caller, || Some(HeaderValue::from_static(text)));
+            field.unwrap().to_str().unwrap().to_owned()
+        };
+        let known = (1, RateClass::Default, here);
+        assert_eq!(tell(known, Some(&one), "a"), "a");
+        assert_eq!(tell(known, Some(&one), "b"), "a");
+        assert_eq!(tell(known, Some(&other), "c"), "c");
+        assert_eq!(tell(known, Some(&one), "d"), "d");
+        assert_eq!(tell(known, None, "e"), "e");
+        assert_eq!(tell(known, None, "f"), "e");
+        let others = [
+            ((2, RateClass::Default, here), "edition"),
+            ((2, RateClass::Heavy, here), "class"),
+            ((2, RateClass::Heavy, IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1))), "address"),
+        ];
+        for (known, text) in others {
+            assert_eq!(tell(known, None, text), text);
+            assert_eq!(tell(known, None, "old"), text);
         }
     }
 }

@@ -1,11 +1,8 @@
 //! What the descriptors say of each RPC beyond its types: policy, HTTP bindings, retry safety.
 
-use std::{
-    collections::{HashMap, HashSet},
-    sync::LazyLock,
-    time::Duration,
-};
+use std::{collections::HashSet, sync::LazyLock, time::Duration};
 
+use foldhash::HashMap;
 use prost::Message as _;
 use prost_reflect::{DescriptorPool, DynamicMessage, Kind, MessageDescriptor, MethodDescriptor, Value};
 

@@ -15,6 +15,7 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Version};
 use http_body::{Frame, SizeHint};
+use metrics::Gauge;
 use service_kit::telemetry::TraceId;
 use tonic::Code;
 use tracing::{Span, field::Empty};
@@ -97,6 +98,8 @@ pub(crate) struct Record {
     sent: u64,
     /// The connection is busy until the answer has gone.
     client: Option<Client>,
+    /// It is one of these for as long.
+    active: Option<Gauge>,
 }
 
 impl Record {
@@ -104,8 +107,9 @@ impl Record {
     pub(crate) fn begin(request: &Request, protocol: Protocol) -> Self {
         let method = method_name(request.method());
         let client = request.extensions().get::<Client>().cloned();
-        if let Some(client) = &client {
-            client.connection.figures.active(method, scheme(client)).increment(1.0);
+        let active = client.as_ref().map(|client| client.connection.figures.active(method, scheme(client)));
+        if let Some(active) = &active {
+            active.increment(1.0);
         }
         let (span, trace_id) = span(method, request.headers());
         Self {
@@ -123,6 +127,7 @@ impl Record {
             received: http_body::Body::size_hint(request.body()).exact(),
             sent: 0,
             client,
+            active,
         }
     }
 
@@ -153,7 +158,9 @@ impl Record {
         let scheme = scheme(client);
         let kind = Kind { method, scheme, version, status, route };
         client.connection.figures.answered(kind, elapsed, self.received, self.sent);
-        client.connection.figures.active(method, scheme).decrement(1.0);
+        if let Some(active) = &self.active {
+            active.decrement(1.0);
+        }
     }
 }
 

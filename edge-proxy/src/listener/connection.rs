@@ -43,6 +43,7 @@ use crate::{
     incoming,
     layers::{Request, Response, limits::MAX_HEADERS, trace::Figures},
     patience::Patient,
+    rate::Told,
     stack,
 };
 
@@ -65,6 +66,8 @@ pub(crate) struct Connection {
     ambiguous: Ambiguous,
     /// What is measured of its requests.
     pub(crate) figures: Arc<Figures>,
+    /// What the last of them was told of limits.
+    pub(crate) told: Told,
     _place: OwnedSemaphorePermit,
     _seat: Option<Seat>,
 }
@@ -119,6 +122,7 @@ impl Door {
             address: OnceLock::new(),
             ambiguous: ambiguous.clone(),
             figures,
+            told: Told::default(),
             _place: place,
             _seat: seat,
         };

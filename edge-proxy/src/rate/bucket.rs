@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use foldhash::fast::FixedState;
 use service_kit::Clock;
 
 /// How many callers are remembered for each limit; beyond it the least used are forgotten.
@@ -26,7 +27,7 @@ pub(crate) struct Left {
 pub(crate) struct Buckets {
     period: Duration,
     clock: Clock,
-    callers: moka::sync::Cache<u64, Arc<Mutex<Bucket>>>,
+    callers: moka::sync::Cache<u64, Arc<Mutex<Bucket>>, FixedState>,
 }
 
 #[derive(Debug)]
@@ -59,7 +60,8 @@ impl Buckets {
             .max_capacity(MAX_CALLERS)
             // A bucket is full again after a period: forgetting it then changes nothing.
             .time_to_idle(period + period / 2)
-            .build();
+            // What tells callers apart is a hash under a secret already.
+            .build_with_hasher(FixedState::default());
         Self { period, clock, callers }
     }
 

@@ -1,8 +1,7 @@
 //! Finds a route by method and path: a tree over segments. A literal segment beats a variable one, and that
 //! beats the rest of a path.
 
-use std::collections::HashMap;
-
+use foldhash::{HashMap, HashMapExt as _};
 use http::Method;
 
 /// Routes by path template (AIP-127): `/api/v1/{name=projects/*}/files/{path=**}:verb`.

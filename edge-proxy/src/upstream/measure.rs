@@ -1,11 +1,11 @@
 //! What is measured of calls to services, named as OpenTelemetry's conventions have it.
 
 use std::{
-    collections::HashMap,
     sync::{PoisonError, RwLock},
     time::Duration,
 };
 
+use foldhash::HashMap;
 use metrics::{Histogram, Label, histogram};
 use tonic::Code;
 

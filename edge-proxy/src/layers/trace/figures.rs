@@ -3,11 +3,11 @@
 //! Handles are kept: to find one by its labels takes longer than to use it.
 
 use std::{
-    collections::HashMap,
     sync::{Arc, PoisonError, RwLock},
     time::Duration,
 };
 
+use foldhash::HashMap;
 use metrics::{Gauge, Histogram, Label, gauge, histogram};
 
 /// Which requests are counted together. Each label is one of a few.
