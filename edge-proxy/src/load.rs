@@ -47,7 +47,7 @@ impl Priority {
     const WAITING: usize = 3;
 
     fn of(policy: &MethodPolicy, class: RateClass) -> Self {
-        let streams = policy.descriptor.is_client_streaming() || policy.descriptor.is_server_streaming();
+        let streams = policy.client_streaming || policy.server_streaming;
         match class {
             RateClass::Link => Self::Always,
             _ if streams => Self::Always,
@@ -139,9 +139,9 @@ impl Load {
         };
         let priority = Priority::of(policy, class);
         match gate.enter(priority).await {
-            Ok(pass) => {
+            Ok((pass, has_waited)) => {
                 let usual = (priority != Priority::Always).then(|| self.usual.get(policy.path.as_str()));
-                let (usual, entered) = (usual.flatten(), Instant::now());
+                let (usual, entered) = (usual.flatten(), if has_waited { Instant::now() } else { asked });
                 Ok(Permit { _pass: pass, gate, usual, deadline, marks, asked, entered })
             }
             Err(full) => {

@@ -3,6 +3,7 @@
 use std::{collections::HashSet, sync::LazyLock, time::Duration};
 
 use foldhash::HashMap;
+use http::uri::PathAndQuery;
 use prost::Message as _;
 use prost_reflect::{DescriptorPool, DynamicMessage, Kind, MessageDescriptor, MethodDescriptor, Value};
 
@@ -31,8 +32,14 @@ pub struct Contract {
 pub struct MethodPolicy {
     /// The gRPC path, `/package.Service/Method`.
     pub path: String,
+    /// The same for whoever calls it.
+    pub target: PathAndQuery,
     /// The method's descriptor: its types and comments.
     pub descriptor: MethodDescriptor,
+    /// Whether there may be several requests.
+    pub client_streaming: bool,
+    /// Whether there may be several answers.
+    pub server_streaming: bool,
     /// What the caller must prove; `AccessUnspecified` is refused everywhere.
     pub access: Access,
     /// The permission, `resource:action`; empty when the call needs none.
@@ -133,10 +140,15 @@ impl MethodPolicy {
             Some(Value::EnumNumber(level)) => *level,
             _ => 0,
         };
-        let streaming = descriptor.is_client_streaming() || descriptor.is_server_streaming();
+        let (client_streaming, server_streaming) =
+            (descriptor.is_client_streaming(), descriptor.is_server_streaming());
+        let streaming = client_streaming || server_streaming;
+        let path = format!("/{}/{}", descriptor.parent_service().full_name(), descriptor.name());
         let creates = !policy.location.is_empty() || policy.takes_key;
         Self {
-            path: format!("/{}/{}", descriptor.parent_service().full_name(), descriptor.name()),
+            // Names of protobuf are letters, digits, `_` and `.`.
+            target: path.parse().unwrap_or_else(|_| PathAndQuery::from_static("/")),
+            path,
             access: policy.access(),
             rate_class: policy.rate_class(),
             proof: policy.proof(),
@@ -160,6 +172,8 @@ impl MethodPolicy {
             no_side_effects: level == 1,
             idempotent: level == 1 || level == 2,
             http: rule.map(bindings).unwrap_or_default(),
+            client_streaming,
+            server_streaming,
             descriptor,
         }
     }

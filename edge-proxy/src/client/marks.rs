@@ -26,11 +26,17 @@ struct Inner {
     queued: Duration,
     upstream: Duration,
     service: Option<&'static str>,
+    route: Option<&'static str>,
 }
 
 impl Marks {
     pub(crate) fn new() -> Self {
         Self { begun: Instant::now(), inner: Mutex::default() }
+    }
+
+    /// When the request came.
+    pub(crate) fn begun(&self) -> Instant {
+        self.begun
     }
 
     /// What the caller has left, and which limits there are. Of several calls in one request the tightest counts.
@@ -46,6 +52,16 @@ impl Marks {
     pub(crate) fn admitted(&self) {
         let elapsed = self.begun.elapsed();
         self.with(|inner| inner.admitted = inner.admitted.or(Some(elapsed)));
+    }
+
+    /// What the request asks for, where its answer does not say it.
+    pub(crate) fn goes_by(&self, route: &'static str) {
+        self.with(|inner| inner.route = Some(route));
+    }
+
+    /// What it asks for.
+    pub(crate) fn route(&self) -> Option<&'static str> {
+        self.with(|inner| inner.route)
     }
 
     /// Which service a call goes to.

@@ -121,7 +121,7 @@ impl Record {
             status: 0,
             code: None,
             ending: None,
-            started: Instant::now(),
+            started: client.as_ref().map_or_else(Instant::now, |client| client.marks().begun()),
             span,
             protocol,
             received: http_body::Body::size_hint(request.body()).exact(),
@@ -139,7 +139,7 @@ impl Record {
     /// Watches an answer to its end.
     pub(crate) fn watch(mut self, response: Response) -> Response {
         let noted = response.extensions().get::<Noted>().copied().unwrap_or_default();
-        self.route = noted.route;
+        self.route = noted.route.or_else(|| self.client.as_ref()?.marks().route());
         self.status = response.status().as_u16();
         self.code = code_in(response.headers()).or(noted.code);
         self.ending = response.extensions().get::<Ending>().cloned();

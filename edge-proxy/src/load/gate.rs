@@ -87,20 +87,20 @@ impl Gate {
         Arc::new(gate)
     }
 
-    /// A place, at once or after a wait; nobody overtakes those who wait already.
-    pub(super) async fn enter(self: &Arc<Self>, priority: Priority) -> Result<Pass, Full> {
+    /// A place, at once or after a wait, and which it was; nobody overtakes those who wait already.
+    pub(super) async fn enter(self: &Arc<Self>, priority: Priority) -> Result<(Pass, bool), Full> {
         let Some(line) = priority.line() else {
             self.inflight.fetch_add(1, SeqCst);
-            return Ok(Pass(Some(self.clone())));
+            return Ok((Pass(Some(self.clone())), false));
         };
         if self.waiting.load(SeqCst) == 0
             && let Some(pass) = self.try_enter()
         {
-            return Ok(pass);
+            return Ok((pass, false));
         }
         let turn = self.line_up(line, priority)?;
         match tokio::time::timeout(self.wait, turn).await {
-            Ok(Ok(pass)) => Ok(pass),
+            Ok(Ok(pass)) => Ok((pass, true)),
             _ => Err(Full::Waited),
         }
     }

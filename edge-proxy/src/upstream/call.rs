@@ -32,6 +32,7 @@ const UNPROCESSED: u32 = 2;
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Method {
     path: &'static str,
+    target: &'static PathAndQuery,
     is_stream: bool,
     is_answered_once: bool,
     is_idempotent: bool,
@@ -40,10 +41,10 @@ pub(crate) struct Method {
 
 impl Method {
     pub(crate) fn of(policy: &'static MethodPolicy) -> Self {
-        let (asks, answers) =
-            (policy.descriptor.is_client_streaming(), policy.descriptor.is_server_streaming());
+        let (asks, answers) = (policy.client_streaming, policy.server_streaming);
         Self {
             path: &policy.path,
+            target: &policy.target,
             is_stream: asks || answers,
             is_answered_once: !answers,
             is_idempotent: policy.idempotent,
@@ -120,6 +121,10 @@ impl Upstream {
     async fn run(&self, mut call: Call) -> Result<http::Response<Body>> {
         let service = &self.0;
         service_kit::telemetry::inject(&mut call.headers);
+        if call.budget.deadline.is_some() {
+            // So that there is room for it in each copy of the headers; each attempt says how much is left.
+            call.headers.insert(GRPC_TIMEOUT, const { HeaderValue::from_static("") });
+        }
         let pass = service.breaker.enter().map_err(left_alone)?;
         // Until an attempt has taken over.
         let mut probe = Probe { breaker: &service.breaker, pass: Some(pass) };
@@ -335,7 +340,7 @@ fn outgoing(headers: HeaderMap, messages: Messages) -> Outgoing {
 
 /// What an attempt says beyond what all say: where it goes, what is left of its time, the how many-th it is.
 fn address(head: &mut http::Request<()>, plan: &Plan, instance: &Instance, previous: u32) {
-    if let Ok(uri) = origin(instance.authority.clone(), PathAndQuery::from_static(plan.method.path)) {
+    if let Ok(uri) = origin(instance.authority.clone(), plan.method.target.clone()) {
         *head.uri_mut() = uri;
     }
     let headers = head.headers_mut();
