@@ -264,5 +264,7 @@ fn is_no_metadata(name: &str) -> bool {
             | "accept-encoding"
             | "keep-alive"
             | "proxy-connection"
+            // Goes by another name.
+            | "x-request-id"
     )
 }

@@ -23,7 +23,7 @@ pub(crate) async fn answer(edge: Arc<Edge>, mut request: Request) -> Response {
     let id = request_id::give(&edge.ids, &mut request);
     let asked = Asked::of(&request);
     // Span, access line and duration: outside of all that can answer.
-    let record = trace::Record::begin(&request, asked.protocol);
+    let (record, span) = trace::Record::begin(&request, asked.protocol);
     // Browser rules on every answer, errors and preflights included.
     let browser = security_headers::Rules::of(&request);
     // Preflights end here: they carry no credentials. Errors below get CORS headers, so scripts can read them.
@@ -36,7 +36,7 @@ pub(crate) async fn answer(edge: Arc<Edge>, mut request: Request) -> Response {
         // Errors and panics of everything below become replies.
         false => {
             let inside = inside(&edge, &asked, request);
-            rescue::rescued(&asked, inside).instrument(record.span().clone()).await
+            rescue::rescued(&asked, inside).instrument(span).await
         }
     };
 

@@ -28,7 +28,7 @@ use crate::{
     cache::{Ask, Looked},
     client, cookies,
     incoming::Incoming,
-    layers::{Response, compression::Secret, request_id::X_REQUEST_ID},
+    layers::{Response, compression::Secret},
     load,
     rescue::{self, Refusal},
     routes::table::Variable,
@@ -235,7 +235,6 @@ pub(crate) async fn serve(
     let mut call = call(route, frame, Budget::new(started, asked, policy.max_deadline));
     let headers = &mut call.headers;
     headers.extend(credential.into_iter().chain(cookies.map(|value| (header::COOKIE, value))));
-    headers.extend(parts.headers.get(X_REQUEST_ID).map(|id| (X_REQUEST_ID, id.clone())));
     client.introduce(client::described(&parts.headers), headers);
     headers.extend(accepted);
     if policy.takes_key {

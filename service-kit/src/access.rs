@@ -113,12 +113,12 @@ pub async fn authenticate(
             format!("the token lacks the scope {}", policy.permission),
         ));
     }
-    check_proof(policy.proof, context.claims(), verifier.now_ms() / 1_000)?;
+    check_proof(policy.proof, context.claims(), || verifier.now_ms() / 1_000)?;
     Ok(Some(context))
 }
 
 /// Whether the user proved who they are in the way that a method needs.
-fn check_proof(proof: Proof, claims: &Claims, now: i64) -> Result<()> {
+fn check_proof(proof: Proof, claims: &Claims, now: impl FnOnce() -> i64) -> Result<()> {
     if proof != Proof::Any && !claims.is_interactive() {
         return Err(Error::new(
             crate::Kind::PermissionDenied,
@@ -126,7 +126,7 @@ fn check_proof(proof: Proof, claims: &Claims, now: i64) -> Result<()> {
             "this needs the session of a person; personal access tokens and service accounts may not do it",
         ));
     }
-    if proof == Proof::Recent && now - claims.auth_time > RECENT {
+    if proof == Proof::Recent && now() - claims.auth_time > RECENT {
         return Err(Error::new(
             crate::Kind::Unauthenticated,
             STEP_UP_REQUIRED,

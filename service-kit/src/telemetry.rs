@@ -187,12 +187,14 @@ pub fn render_metrics() -> String {
     METRICS.get().map(PrometheusHandle::render).unwrap_or_default()
 }
 
+/// A hold on a span for what is told of it at its end; `None` where nobody looks at traces.
+pub fn held(span: &tracing::Span) -> Option<tracing::Span> {
+    exports().then(|| span.clone())
+}
+
 /// Tells those who look at traces how an HTTP request ended. It is no part of the
 /// span's fields, because log lines would repeat it.
 pub fn describe_http(span: &tracing::Span, method: &'static str, route: Option<&'static str>, status: u16) {
-    if !exports() {
-        return;
-    }
     span.set_attribute("http.request.method", method);
     span.set_attribute("http.response.status_code", i64::from(status));
     match route {

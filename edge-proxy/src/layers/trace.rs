@@ -90,7 +90,7 @@ pub(crate) struct Record {
     started: Instant,
     id: Option<HeaderValue>,
     trace_id: Option<TraceId>,
-    span: Span,
+    span: Option<Span>,
     /// How the client speaks.
     protocol: Protocol,
     /// Bytes of the request's body as far as it says, and of the answer's so far.
@@ -104,7 +104,7 @@ pub(crate) struct Record {
 
 impl Record {
     /// Begins with a request, and with its span.
-    pub(crate) fn begin(request: &Request, protocol: Protocol) -> Self {
+    pub(crate) fn begin(request: &Request, protocol: Protocol) -> (Self, Span) {
         let method = method_name(request.method());
         let client = request.extensions().get::<Client>().cloned();
         let active = client.as_ref().map(|client| client.connection.figures.active(method, scheme(client)));
@@ -112,7 +112,7 @@ impl Record {
             active.increment(1.0);
         }
         let (span, trace_id) = span(method, request.headers());
-        Self {
+        let record = Self {
             method,
             id: request.headers().get(X_REQUEST_ID).cloned(),
             trace_id,
@@ -122,18 +122,14 @@ impl Record {
             code: None,
             ending: None,
             started: client.as_ref().map_or_else(Instant::now, |client| client.marks().begun()),
-            span,
+            span: service_kit::telemetry::held(&span),
             protocol,
             received: http_body::Body::size_hint(request.body()).exact(),
             sent: 0,
             client,
             active,
-        }
-    }
-
-    /// The span of the request.
-    pub(crate) fn span(&self) -> &Span {
-        &self.span
+        };
+        (record, span)
     }
 
     /// Watches an answer to its end.
@@ -226,6 +222,8 @@ impl Drop for Record {
             "answered"
         );
         self.measure(elapsed);
-        service_kit::telemetry::describe_http(&self.span, self.method, self.route, self.status);
+        if let Some(span) = &self.span {
+            service_kit::telemetry::describe_http(span, self.method, self.route, self.status);
+        }
     }
 }

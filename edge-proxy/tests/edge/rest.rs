@@ -67,7 +67,7 @@ async fn json_goes_in_and_out_over_both_versions_of_http() {
         assert_eq!(call.decode::<LoginRequest>().password, "pässword");
         // A PUBLIC method gets nobody's token.
         assert_eq!(call.header("authorization"), None);
-        assert_eq!(call.header("x-request-id"), Some(answer.header("x-request-id")));
+        assert_eq!(call.header("tollgate-client-request"), Some(answer.header("x-request-id")));
         assert!(call.header("grpc-timeout").is_some());
     }
 }
