@@ -65,12 +65,15 @@ impl Problem {
 #[derive(Debug, Clone)]
 pub(crate) struct Asked {
     pub(crate) protocol: Protocol,
+    /// Of REST alone, whose replies name it.
     pub(crate) uri: http::Uri,
 }
 
 impl Asked {
     pub(crate) fn of<B>(request: &http::Request<B>) -> Self {
-        Self { protocol: Protocol::of(request), uri: request.uri().clone() }
+        let protocol = Protocol::of(request);
+        let uri = if protocol == Protocol::Rest { request.uri().clone() } else { http::Uri::default() };
+        Self { protocol, uri }
     }
 }
 

@@ -25,12 +25,15 @@ pub(crate) fn check(request: &Request) -> Result<(), Refusal> {
 /// Whether the certificate that the client saw is for the host of its request (RFC 9110 §7.4). A client that
 /// named none in its handshake, such as one that knows only our address, is not asked.
 fn belongs(request: &Request) -> bool {
+    let client = request.extensions().get::<Client>();
+    if client.is_none_or(|client| !client.connection.is_named()) {
+        return true;
+    }
     let host = || request.headers().get(header::HOST)?.to_str().ok()?.parse::<Authority>().ok();
     let host = match request.uri().authority() {
         Some(authority) => Some(authority.clone()),
         None => host(),
     };
-    let client = request.extensions().get::<Client>();
     client.zip(host).is_none_or(|(client, host)| client.connection.is_for(host.host()))
 }
 

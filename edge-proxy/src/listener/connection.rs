@@ -73,6 +73,11 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
+    /// Whether the client named a host in its handshake.
+    pub(crate) fn is_named(&self) -> bool {
+        self.named.is_some()
+    }
+
     /// Whether a request for this host belongs here. A client that named a host in its handshake got the
     /// certificate for it; what it sends for hosts that this does not cover was meant for somebody else (421).
     pub(crate) fn is_for(&self, host: &str) -> bool {

@@ -132,9 +132,11 @@ async fn answered(work: impl Future<Output = Response>, mut respond: SendRespons
     };
     let Some(answer) = answer else { return };
     let (mut head, body) = answer.into_parts();
-    // What answers say of a connection of HTTP/1.1; services cannot say it.
-    for name in [header::CONNECTION, header::UPGRADE] {
-        head.headers.remove(name);
+    // What refusals say of a connection of HTTP/1.1; services cannot say it.
+    if !head.status.is_success() {
+        for name in [header::CONNECTION, header::UPGRADE] {
+            head.headers.remove(name);
+        }
     }
     let is_all = body.is_end_stream();
     if !is_all && let Some(length) = body.size_hint().exact() {

@@ -29,10 +29,10 @@ impl Budget {
 
     /// Of a gRPC call.
     pub(crate) fn grpc(started: Instant, policy: &MethodPolicy, headers: &HeaderMap) -> Result<Self> {
-        let asked = timeout_of(headers);
-        if asked.is_none() && headers.contains_key(GRPC_TIMEOUT) {
-            return Err(unreadable("grpc-timeout"));
-        }
+        let asked = match headers.contains_key(GRPC_TIMEOUT) {
+            true => Some(timeout_of(headers).ok_or_else(|| unreadable("grpc-timeout"))?),
+            false => None,
+        };
         Ok(Self::new(started, asked, policy.max_deadline))
     }
 
