@@ -207,12 +207,13 @@ async fn arrived<T>(
 
 /// A `grpc-timeout`: at most eight digits.
 pub(crate) fn timeout_value(limit: Duration) -> HeaderValue {
-    let text = match limit.as_millis() {
-        0 => format!("{}u", limit.as_micros().max(1)),
-        ms @ 1..=99_999_999 => format!("{ms}m"),
-        ms => format!("{}S", (ms / 1_000).min(99_999_999)),
+    let (count, unit) = match u64::try_from(limit.as_millis()).unwrap_or(u64::MAX) {
+        0 => (u64::from(limit.subsec_micros()).max(1), "u"),
+        ms @ 1..=99_999_999 => (ms, "m"),
+        ms => ((ms / 1_000).min(99_999_999), "S"),
     };
-    HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static("1S"))
+    HeaderValue::try_from([itoa::Buffer::new().format(count), unit].concat())
+        .unwrap_or_else(|_| HeaderValue::from_static("1S"))
 }
 
 /// How a call ended, as its headers or trailers say.
@@ -232,7 +233,11 @@ fn retain_metadata(headers: &mut HeaderMap, credential: Credential) {
         .flat_map(|value| value.split(','))
         .filter_map(|name| name.trim().parse().ok());
     // As a rule few or none: to look at what is there costs less than to look for what may be.
-    let is_gone = |name: &&HeaderName| is_no_metadata(name.as_str()) || access::CREDENTIALS.contains(name);
+    // What is set below needs no removal.
+    let own = credential.as_ref().map(|(name, _)| name);
+    let is_gone = |name: &&HeaderName| {
+        is_no_metadata(name.as_str()) || access::CREDENTIALS.contains(name) && own != Some(*name)
+    };
     let gone: Vec<HeaderName> = headers.keys().filter(is_gone).cloned().chain(named).collect();
     for name in gone {
         headers.remove(name);
@@ -252,7 +257,6 @@ fn is_no_metadata(name: &str) -> bool {
             | "transfer-encoding"
             | "upgrade"
             | "host"
-            | "te"
             | "trailer"
             | "content-length"
             | "proxy-authorization"

@@ -8,9 +8,10 @@ use std::{
 };
 
 use foldhash::fast::FixedState;
+use moka::policy::EvictionPolicy;
 use service_kit::Clock;
 
-/// How many callers are remembered for each limit; beyond it the least used are forgotten.
+/// How many callers are remembered for each limit; beyond it those are forgotten who have not called for longest.
 const MAX_CALLERS: u64 = 100_000;
 
 /// What a limit has left for a caller.
@@ -58,6 +59,8 @@ impl Buckets {
     pub(super) fn new(period: Duration, clock: Clock) -> Self {
         let callers = moka::sync::Cache::builder()
             .max_capacity(MAX_CALLERS)
+            // Not by how often somebody calls: who is new must be counted too.
+            .eviction_policy(EvictionPolicy::lru())
             // A bucket is full again after a period: forgetting it then changes nothing.
             .time_to_idle(period + period / 2)
             // What tells callers apart is a hash under a secret already.

@@ -45,7 +45,10 @@ impl Standing {
 }
 
 fn field(name: &str, permits: u32, reset: Duration) -> Option<HeaderValue> {
-    let mut value = HeaderValue::try_from(format!("\"{name}\";r={permits};t={}", reset.as_secs())).ok()?;
+    // Not by `format!`: there is one for each answer.
+    let (mut left, mut seconds) = (itoa::Buffer::new(), itoa::Buffer::new());
+    let parts = ["\"", name, "\";r=", left.format(permits), ";t=", seconds.format(reset.as_secs())];
+    let mut value = HeaderValue::try_from(parts.concat()).ok()?;
     // No secret, but another each time: HPACK must not drop what comes again for it.
     value.set_sensitive(true);
     Some(value)
