@@ -37,8 +37,6 @@ impl http_body::Body for Received {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
-        // RFC 9113 §8.1: with this reason the rest is not wanted, and nothing is wrong.
-        let ended = |error: h2::Error| (error.reason() != Some(Reason::NO_ERROR)).then_some(Err(error));
         if self.has_data {
             match ready!(self.stream.poll_data(cx)) {
                 Some(Ok(data)) => {
@@ -47,14 +45,11 @@ impl http_body::Body for Received {
                     self.announced = self.announced.map(|bytes| bytes.saturating_sub(data.len() as u64));
                     return Poll::Ready(Some(Ok(Frame::data(data))));
                 }
-                Some(Err(error)) => return Poll::Ready(ended(error)),
+                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
                 None => self.has_data = false,
             }
         }
-        Poll::Ready(match ready!(self.stream.poll_trailers(cx)) {
-            Ok(trailers) => trailers.map(|trailers| Ok(Frame::trailers(trailers))),
-            Err(error) => ended(error),
-        })
+        Poll::Ready(ready!(self.stream.poll_trailers(cx)).transpose().map(|last| last.map(Frame::trailers)))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -117,6 +112,40 @@ pub(crate) async fn silence(mut pings: PingPong, every: Duration, patience: Dura
         sleep(every).await;
         if !matches!(timeout(patience, pings.ping(Ping::opaque())).await, Ok(Ok(_))) {
             return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use h2::{Reason, client, server};
+    use http_body_util::BodyExt as _;
+
+    use super::Received;
+
+    /// A request that its client gives up has no end, whatever the reason.
+    #[tokio::test]
+    async fn half_a_body_is_no_whole_one() {
+        for reason in [Reason::NO_ERROR, Reason::CANCEL] {
+            let (near, far) = tokio::io::duplex(64 * 1024);
+            let asking = async {
+                let (client, connection) = client::handshake::<_>(near).await.unwrap();
+                tokio::spawn(connection);
+                let mut client = client.ready().await.unwrap();
+                let request = http::Request::post("http://localhost/").body(()).unwrap();
+                let (answer, mut stream) = client.send_request(request, false).unwrap();
+                stream.send_data(Bytes::from_static(b"half"), false).unwrap();
+                (answer, stream)
+            };
+            let (asked, server) = tokio::join!(asking, server::handshake::<_>(far));
+            let ((_answer, mut stream), mut server) = (asked, server.unwrap());
+            let (request, _respond) = server.accept().await.unwrap().unwrap();
+            tokio::spawn(async move { while server.accept().await.is_some() {} });
+            let mut body = Received::new(request.into_body(), None);
+            assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "half");
+            stream.send_reset(reason);
+            assert!(body.frame().await.unwrap().is_err(), "{reason:?}");
         }
     }
 }

@@ -16,7 +16,7 @@ use std::{
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use h2::{
-    PingPong,
+    PingPong, Reason,
     client::{self, Connection, ResponseFuture, SendRequest},
 };
 use http_body::{Frame, SizeHint};
@@ -222,7 +222,11 @@ impl http_body::Body for Incoming {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
+        // RFC 9113 §8.1: with this reason the rest of the request is not wanted, and nothing is wrong.
+        let counts = |frame: &Result<_, h2::Error>| {
+            frame.as_ref().err().is_none_or(|error| error.reason() != Some(Reason::NO_ERROR))
+        };
+        Pin::new(&mut self.body).poll_frame(cx).map(|frame| frame.filter(counts))
     }
 
     fn is_end_stream(&self) -> bool {

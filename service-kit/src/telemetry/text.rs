@@ -1,5 +1,6 @@
-//! Log lines as text for programs: those of the full formatter of `tracing-subscriber` without colours, byte for byte.
-//! A line is put together in one buffer of its thread, and spans keep their fields as they stand in lines.
+//! Log lines as text for programs: those of the full formatter of `tracing-subscriber` without colours, but for
+//! messages with control characters, which stay between quotes. A line is put together in one buffer of its thread, and
+//! spans keep their fields as they stand in lines.
 
 use std::cell::Cell;
 
