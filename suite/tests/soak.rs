@@ -1,7 +1,8 @@
 //! Mixed clients on one process for a long time: they come and go, cancel, break off, and send what is no call. At rest
 //! the process is then what it was before: as many descriptors, no call under way, no more memory.
 //!
-//! A short run is part of `make test`; `make soak` runs the long one.
+//! A short run is part of `make test`; `make soak` runs the long one. `EDGE` names a program of the edge to judge in
+//! place of the whole suite in one process; `SOAK_ORDINARY` is how many ordinary calls come on each that is not.
 #![cfg(target_os = "linux")]
 #![allow(
     clippy::unwrap_used,
@@ -17,13 +18,15 @@ mod hands;
 mod rude;
 #[path = "soak/streams.rs"]
 mod streams;
+#[path = "soak/subject.rs"]
+mod subject;
 mod support;
 #[path = "soak/tally.rs"]
 mod tally;
 #[path = "soak/vitals.rs"]
 mod vitals;
 
-use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use serde_json::{Value, json};
 use suite::{
@@ -35,7 +38,8 @@ use tokio::{task::JoinSet, time::Instant};
 use crate::{
     hands::{Hands, KINDS, World},
     streams::Gateway,
-    support::{Account, PASSWORD, Process, admin, client, config_file, wait_for},
+    subject::Subject,
+    support::{Account, PASSWORD, admin, client, wait_for},
     tally::{Course, Look, Tally},
     vitals::{Held, Watched},
 };
@@ -68,33 +72,6 @@ const GROWTH: f64 = 1.15;
 /// One answer in so many may be none of those that it must be: an overloaded machine is no leak.
 const UNEXPECTED: u64 = 100;
 
-/// The cache of the edge may hold 64 MiB, and those of 27 connections to SQLite 60 MiB, which a run would fill bit by bit
-/// with rows; a connection more has a thread and some 300 KiB of statements. So much less is full after the warm-up. And
-/// what is remembered until access tokens expire is for five minutes.
-const SETTINGS: &str = "
-[auth.session]
-access_lifetime = 300
-[auth.database]
-max_connections = 2
-cache_kib = 128
-[project.database]
-max_connections = 2
-cache_kib = 128
-[gateway.database]
-max_connections = 2
-cache_kib = 128
-[edge.cache]
-max_bytes = 262144
-[edge.telemetry]
-format = \"json\"
-log = \"error,service_kit::server=info,edge_proxy=info\"
-";
-
-/// glibc keeps blocks like the 19 MiB of a password's hash in whatever arena they were freed: steps of 19 MiB up and down
-/// in what is measured. With this they go back at once, so that what stays is what somebody holds. And errors do not
-/// carry stacks with them, which they do in CI but not where somebody runs it.
-const ENVIRONMENT: &[(&str, &str)] = &[("MALLOC_MMAP_THRESHOLD_", "1048576"), ("RUST_BACKTRACE", "0")];
-
 /// What must be 0 when nobody is there.
 const GAUGES: &[&str] = &[
     "http_server_active_requests",
@@ -121,11 +98,11 @@ async fn mixed_clients_leave_nothing_behind() {
     let parts = if long { seconds.div_ceil(LONGEST_PART).max(PARTS) } else { 4 };
     println!("SOAK_SECONDS={seconds}, in {parts} parts");
     let folder = tempfile::tempdir().unwrap();
-    let limits = config_file(folder.path(), SETTINGS);
-    let process = Process::start_with(folder.path(), &limits, ENVIRONMENT).await;
-    let anybody = client(&process.url, &suite::ca_file(&folder.path().join("data")));
+    let subject = Subject::start(folder.path()).await;
+    let edge = subject.admin();
+    let anybody = client(&subject.url(), &suite::ca_file(&folder.path().join("data")));
     let mut world = world(anybody).await;
-    let watched = Watched { pid: process.pid(), port: world.port };
+    let watched = Watched { pid: subject.pid(), port: world.port };
 
     let (tally, mut course) = (Tally::default(), Course::default());
     let warm_up = Duration::from_secs((seconds / 10).clamp(SHORTEST_WARM_UP, LONGEST_PART));
@@ -137,7 +114,7 @@ async fn mixed_clients_leave_nothing_behind() {
         text_at(&pair, "/accessToken").unwrap().clone_into(&mut world.token);
         play(&world, if at == 0 { warm_up } else { part }, &tally).await;
         let vitals = watched.at_rest().await;
-        let held = Held::by(edge_of(&process)).await;
+        let held = Held::by(edge).await;
         course.0.push(Look { calls: tally.calls(), vitals, held });
     }
 
@@ -149,15 +126,15 @@ async fn mixed_clients_leave_nothing_behind() {
     });
     println!("{tally}\n{course}");
     println!("  descriptors: {baseline} after the warm-up, {} in the end", descriptors.await);
-    println!("  held in the end: {}", admin(edge_of(&process), "/held").await.1);
-    nothing_is_under_way(&process).await;
+    println!("  held in the end: {}", admin(edge, "/held").await.1);
+    nothing_is_under_way(&subject).await;
     assert!(tally.unexpected() * UNEXPECTED <= tally.calls(), "not what it must be:\n  {}", tally.problems());
     let links = [Transport::WebSocket, Transport::Grpc, Transport::Sse].map(Gateway::kind);
     let kinds = KINDS.iter().map(|kind| kind.name()).chain(links.iter().map(String::as_str));
     let missing: Vec<&str> = kinds.filter(|kind| !tally.has(kind)).collect();
     assert!(missing.is_empty(), "nothing came of {missing:?}");
     is_flat(&course, long);
-    assert_eq!(process.terminate().await, Some(0));
+    assert_eq!(subject.terminate().await, Some(0));
 }
 
 /// An account, APIs for each worker and the gateways.
@@ -193,9 +170,10 @@ fn anybody_of(world: &World) -> Client {
 /// Everybody calls for so long, and then everybody leaves.
 async fn play(world: &World, long: Duration, tally: &Tally) {
     let (world, until) = (Arc::new(world.clone()), Instant::now() + long);
+    let ordinary = usize::try_from(setting("SOAK_ORDINARY", 1)).unwrap();
     let mut everybody = JoinSet::new();
     for number in 0..WORKERS {
-        everybody.spawn(Hands::new(&world, number).work(until, tally.clone()));
+        everybody.spawn(Hands::new(&world, number).work(until, ordinary, tally.clone()));
     }
     for (at, (_, token)) in world.gateways.iter().enumerate() {
         for transport in [Transport::WebSocket, Transport::Grpc, Transport::Sse] {
@@ -207,21 +185,14 @@ async fn play(world: &World, long: Duration, tally: &Tally) {
     everybody.join_all().await;
 }
 
-/// The admin port of the edge.
-fn edge_of(process: &Process) -> SocketAddr {
-    let ports = process.admin_ports();
-    ports.iter().find(|(service, _)| service == "edge-proxy").unwrap().1
-}
-
-/// By what the process says of itself: no call, no stream, no socket.
-async fn nothing_is_under_way(process: &Process) {
-    let edge = edge_of(process);
-    let mut open = under_way(edge).await;
+/// By what is said on admin ports: no call, no stream, no socket.
+async fn nothing_is_under_way(subject: &Subject) {
+    let mut open = under_way(subject).await;
     let ended = async {
         while !open.is_empty() {
             tokio::time::sleep(Duration::from_millis(50)).await;
             // What was not there in one look only passes by, as health checks do.
-            let now = under_way(edge).await;
+            let now = under_way(subject).await;
             open.retain(|name, _| now.contains_key(name));
         }
     };
@@ -230,8 +201,8 @@ async fn nothing_is_under_way(process: &Process) {
 }
 
 /// What there is of what must come to an end.
-async fn under_way(edge: SocketAddr) -> BTreeMap<String, f64> {
-    let (_, metrics) = admin(edge, "/metrics").await;
+async fn under_way(subject: &Subject) -> BTreeMap<String, f64> {
+    let (edge, metrics) = (subject.admin(), subject.metrics().await);
     let of = |line: &str| line.split([' ', '{']).next().is_some_and(|name| GAUGES.contains(&name));
     let gauges: Vec<(&str, f64)> = metrics
         .lines()

@@ -77,6 +77,10 @@ kinds! {
     WrongToken "wrong token"
 }
 
+/// What most clients do most of the time.
+const ORDINARY: &[Kind] =
+    &[Kind::RestH2, Kind::RestH1, Kind::Write, Kind::Grpc, Kind::Web, Kind::Connect, Kind::ConnectGet];
+
 /// What may be cancelled in the middle.
 const CANCELLED: &[Kind] = &[
     Kind::RestH2,
@@ -155,14 +159,16 @@ impl Hands {
         }
     }
 
-    /// Makes calls of all kinds in turn until it is time, and then lets go of everything.
-    pub(crate) async fn work(mut self, until: Instant, tally: Tally) {
+    /// Makes calls of all kinds in turn, ordinary ones so many times, until it is time, and then lets go of everything.
+    pub(crate) async fn work(mut self, until: Instant, ordinary: usize, tally: Tally) {
         let first = self.number * KINDS.len() / self.world.apis.len();
-        for kind in KINDS.iter().cycle().skip(first) {
+        let calls = KINDS.iter().cycle().skip(first);
+        let times = |kind: &Kind| if ORDINARY.contains(kind) { ordinary } else { 1 };
+        for kind in calls.flat_map(|kind| std::iter::repeat_n(*kind, times(kind))) {
             if Instant::now() >= until {
                 return;
             }
-            let outcome = self.call(*kind).await;
+            let outcome = self.call(kind).await;
             tally.note(kind.name(), outcome);
         }
     }

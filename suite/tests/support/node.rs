@@ -1,7 +1,7 @@
-//! One service as a process of its own: `tollgate serve`.
+//! One service as a process of its own: `tollgate serve`, or its own program.
 
 use std::{
-    net::TcpListener,
+    net::{SocketAddr, TcpListener},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
 };
@@ -20,6 +20,8 @@ pub(crate) struct Node {
     pub(crate) settings: Vec<String>,
     service: &'static str,
     folder: PathBuf,
+    program: Option<PathBuf>,
+    variables: &'static [(&'static str, &'static str)],
     child: Option<Child>,
 }
 
@@ -27,14 +29,31 @@ impl Node {
     pub(crate) fn new(folder: &Path, service: &'static str, name: &str, settings: Vec<String>) -> Self {
         let (address, admin) = (free_address(), free_address());
         let folder = folder.to_owned();
-        Self { name: name.to_owned(), address, admin, settings, service, folder, child: None }
+        let name = name.to_owned();
+        Self { name, address, admin, settings, service, folder, program: None, variables: &[], child: None }
+    }
+
+    /// Run by this program, with these variables in its environment.
+    pub(crate) fn run_by(
+        mut self,
+        program: PathBuf,
+        variables: &'static [(&'static str, &'static str)],
+    ) -> Self {
+        (self.program, self.variables) = (Some(program), variables);
+        self
     }
 
     /// Starts the process, where it was before.
     pub(crate) fn start(&mut self) {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.log()).unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_tollgate"));
-        command.current_dir(&self.folder).args(["serve", self.service]);
+        let mut command = match &self.program {
+            Some(program) => Command::new(program),
+            None => Command::new(env!("CARGO_BIN_EXE_tollgate")),
+        };
+        if self.program.is_none() {
+            command.args(["serve", self.service]);
+        }
+        command.current_dir(&self.folder).envs(self.variables.iter().copied());
         command.args(["--set", &format!("listen={}", self.address)]);
         command.args(["--set", &format!("admin_listen={}", self.admin)]);
         command.args(self.settings.iter().flat_map(|setting| ["--set", setting]));
@@ -63,6 +82,16 @@ impl Node {
         self.address.rsplit_once(':').unwrap().1.parse().unwrap()
     }
 
+    /// Its admin port.
+    pub(crate) fn admin_address(&self) -> SocketAddr {
+        self.admin.parse().unwrap()
+    }
+
+    /// Its number, for what the kernel knows of it.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.as_ref().expect("a process that runs").id()
+    }
+
     /// What an admin path answers.
     pub(crate) async fn admin(&self, path: &str) -> String {
         let answer = reqwest::get(format!("http://{}{path}", self.admin)).await.unwrap();
@@ -82,8 +111,7 @@ impl Node {
     }
 
     pub(crate) fn signal(&self, signal: &str) {
-        let pid = self.child.as_ref().expect("a process that runs").id().to_string();
-        assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
+        assert!(Command::new("kill").args([signal, &self.pid().to_string()]).status().unwrap().success());
     }
 
     /// Waits for its end after a signal; the exit code.
@@ -120,11 +148,16 @@ pub(crate) struct Services {
 impl Services {
     /// Starts them in this folder.
     pub(crate) async fn start(folder: &Path) -> Self {
-        let mut auth =
-            Node::new(folder, "auth-service", "auth", vec!["account.verify_email=false".to_owned()]);
-        let mut project = Node::new(folder, "project-service", "project", Vec::new());
-        let mut gateway = Node::new(folder, "gateway-service", "gateway", Vec::new());
-        auth.settings.push(at("project", &project));
+        Self::start_with(folder, |_| Vec::new()).await
+    }
+
+    /// The same with more settings, by the name of the service.
+    pub(crate) async fn start_with(folder: &Path, settings: impl Fn(&str) -> Vec<String>) -> Self {
+        let node = |service, name| Node::new(folder, service, name, settings(name));
+        let mut auth = node("auth-service", "auth");
+        let mut project = node("project-service", "project");
+        let mut gateway = node("gateway-service", "gateway");
+        auth.settings.extend(["account.verify_email=false".to_owned(), at("project", &project)]);
         project.settings.extend([at("auth", &auth), at("gateway", &gateway)]);
         gateway.settings.extend([at("auth", &auth), at("project", &project)]);
         // The first one makes the authority that all believe.

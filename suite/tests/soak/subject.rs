@@ -1,0 +1,126 @@
+//! What is judged: the whole suite in one process, or a program of the edge with the services behind it.
+
+use std::{fs, net::SocketAddr, path::Path};
+
+use toml::{Table, Value};
+
+use crate::support::{Node, Process, Services, admin, config_file};
+
+/// The cache of the edge may hold 64 MiB, and those of 27 connections to SQLite 60 MiB, which a run would fill bit by bit
+/// with rows; a connection more has a thread and some 300 KiB of statements. So much less is full after the warm-up. And
+/// what is remembered until access tokens expire is for five minutes.
+const SETTINGS: &str = "
+[auth.session]
+access_lifetime = 300
+[auth.database]
+max_connections = 2
+cache_kib = 128
+[project.database]
+max_connections = 2
+cache_kib = 128
+[gateway.database]
+max_connections = 2
+cache_kib = 128
+[edge.cache]
+max_bytes = 262144
+[edge.telemetry]
+format = \"json\"
+log = \"error,service_kit::server=info,edge_proxy=info\"
+";
+
+/// glibc keeps blocks like the 19 MiB of a password's hash in whatever arena they were freed: steps of 19 MiB up and down
+/// in what is measured. With this they go back at once, so that what stays is what somebody holds. And errors do not
+/// carry stacks with them, which they do in CI but not where somebody runs it.
+const ENVIRONMENT: &[(&str, &str)] = &[("MALLOC_MMAP_THRESHOLD_", "1048576"), ("RUST_BACKTRACE", "0")];
+
+/// What is judged.
+#[allow(clippy::large_enum_variant, reason = "there is one in a run")]
+pub(crate) enum Subject {
+    Suite(Process),
+    /// With its services, each a process of its own.
+    Edge(Node, Services),
+}
+
+impl Subject {
+    /// The program that `EDGE` names, or else the suite.
+    pub(crate) async fn start(folder: &Path) -> Self {
+        let config = config_file(folder, SETTINGS);
+        let Some(program) = std::env::var_os("EDGE") else {
+            return Self::Suite(Process::start_with(folder, &config, ENVIRONMENT).await);
+        };
+        service_kit::tls::install_provider();
+        let sections: Table = fs::read_to_string(config).unwrap().parse().unwrap();
+        let settings = |service: &str| {
+            let mut settings = Vec::new();
+            write(&mut settings, "", &sections[service]);
+            settings
+        };
+        let services = Services::start_with(folder, settings).await;
+        let mut edge = services.edge("edge", &[]).run_by(program.into(), ENVIRONMENT);
+        edge.settings.extend(settings("edge"));
+        edge.start();
+        edge.ready().await;
+        Self::Edge(edge, services)
+    }
+
+    /// Where clients find it.
+    pub(crate) fn url(&self) -> String {
+        match self {
+            Self::Suite(process) => process.url.clone(),
+            Self::Edge(edge, _) => edge.url(),
+        }
+    }
+
+    /// The number of the process.
+    pub(crate) fn pid(&self) -> u32 {
+        match self {
+            Self::Suite(process) => process.pid(),
+            Self::Edge(edge, _) => edge.pid(),
+        }
+    }
+
+    /// The admin port of its edge.
+    pub(crate) fn admin(&self) -> SocketAddr {
+        match self {
+            Self::Suite(process) => {
+                let ports = process.admin_ports();
+                ports.iter().find(|(service, _)| service == "edge-proxy").unwrap().1
+            }
+            Self::Edge(edge, _) => edge.admin_address(),
+        }
+    }
+
+    /// What it measures, and gateway-service with it.
+    pub(crate) async fn metrics(&self) -> String {
+        match self {
+            Self::Suite(_) => admin(self.admin(), "/metrics").await.1,
+            Self::Edge(edge, services) => {
+                edge.admin("/metrics").await + &services.gateway.admin("/metrics").await
+            }
+        }
+    }
+
+    /// Asks it to end; its exit code.
+    pub(crate) async fn terminate(self) -> Option<i32> {
+        match self {
+            Self::Suite(process) => process.terminate().await,
+            Self::Edge(mut edge, _services) => {
+                edge.signal("-TERM");
+                edge.ended().await
+            }
+        }
+    }
+}
+
+/// `cache.max_bytes=262144` for each value in a section of the suite's settings.
+fn write(settings: &mut Vec<String>, name: &str, value: &Value) {
+    match value {
+        Value::Table(table) => {
+            for (key, value) in table {
+                let name = if name.is_empty() { key.clone() } else { format!("{name}.{key}") };
+                write(settings, &name, value);
+            }
+        }
+        value => settings.push(format!("{name}={value}")),
+    }
+}
