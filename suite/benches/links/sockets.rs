@@ -3,29 +3,32 @@
 use std::time::Instant;
 
 use suite::gateway::{Frame, GatewayClient, GatewayLink};
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, task::JoinSet};
 
 use crate::{PATIENCE, fleet::Fleet, setup::Setup};
 
 /// All sockets; what arrives is told here.
 pub(crate) struct Sockets {
     arrivals: mpsc::UnboundedReceiver<Instant>,
+    /// They end with this.
+    _links: JoinSet<()>,
 }
 
 impl Sockets {
     /// Connects every gateway, thirty-two at a time.
     pub(crate) async fn connect(fleet: &Fleet, setup: &Setup) -> Self {
         let (sender, arrivals) = mpsc::unbounded_channel();
+        let mut links = JoinSet::new();
         for some in setup.tokens.chunks(32) {
             let connects = some.iter().map(|token| {
                 let gateway = GatewayClient::new(&fleet.client, token);
                 async move { gateway.connect().await.unwrap() }
             });
             for link in futures_util::future::join_all(connects).await {
-                tokio::spawn(serve(link, sender.clone()));
+                links.spawn(serve(link, sender.clone()));
             }
         }
-        Self { arrivals }
+        Self { arrivals, _links: links }
     }
 
     /// Waits for this many events; when the last one came.
