@@ -120,6 +120,13 @@ async fn a_trace_goes_through() {
         assert!(upstream.contains(trace) && upstream != parent && upstream.ends_with(flags), "{upstream}");
         assert_eq!(call.header("tracestate"), Some("vendor=t61rcWkgMzE,other=1"));
     }
+    // Of more members than a list may have (W3C Trace Context §3.3.1.1), the first ones.
+    let members: Vec<String> = (0..40).map(|number| format!("v{number}={number}")).collect();
+    let ask = world.post("/api/v1/auth/login").header("traceparent", &parent);
+    assert_eq!(ask.header("tracestate", &members.join(",")).json("{}").await.status, 200);
+    let call = world.calls().pop().unwrap();
+    assert!(call.header("traceparent").unwrap().contains(trace));
+    assert_eq!(call.header("tracestate"), Some(&*members[..32].join(",")));
     let answer = world.post("/api/v1/auth/login").header("traceparent", &parent).json("{").await;
     assert_eq!(answer.json()["traceId"], trace);
     // A broken parent is no parent.
