@@ -34,7 +34,7 @@ pub(crate) async fn admit(
         Access::Public => (None, None),
         Access::User => {
             // Boxed: it is large, and most callers have an access token.
-            let exchanged = match bearer(headers).filter(|text| exchange::is_opaque(text)) {
+            let exchanged = match opaque(headers) {
                 Some(text) => Box::pin(exchanged(edge, client, headers, text)).await?,
                 None => None,
             };
@@ -78,12 +78,18 @@ async fn exchanged(
     Ok(Some(HeaderMap::from_iter([(header::AUTHORIZATION, value)])))
 }
 
-/// What follows `Bearer` where that stands once; of anything else `authenticate` says what is wrong.
-fn bearer(headers: &HeaderMap) -> Option<&str> {
+/// The opaque token that follows `Bearer` where that stands once; of anything else `authenticate` says what it is.
+fn opaque(headers: &HeaderMap) -> Option<&str> {
+    const BEARER: &[u8] = b"bearer ";
     let mut values = headers.get_all(header::AUTHORIZATION).iter();
     let (Some(value), None) = (values.next(), values.next()) else { return None };
-    let (scheme, token) = value.to_str().ok()?.split_once(' ')?;
-    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+    let (scheme, token) = value.as_bytes().split_at_checked(BEARER.len())?;
+    // An access token is long: it is not read only to see that it is none.
+    if !scheme.eq_ignore_ascii_case(BEARER) || !token.trim_ascii_start().starts_with(b"tg") {
+        return None;
+    }
+    let token = value.to_str().ok()?.get(BEARER.len()..)?.trim();
+    exchange::is_opaque(token).then_some(token)
 }
 
 /// The policy of a method that callers from outside may know of.
