@@ -13,7 +13,7 @@ FAULT_SEED ?=
 SOAK_SECONDS ?= 600
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test conformance fault soak test-deps fmt lint docs bench deploy-check images clean
+.PHONY: help run demo test conformance fault soak test-deps fmt lint docs edge bench deploy-check images clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,8 +41,8 @@ fault: test-deps ## break everything for five minutes under 300 gateways; FAULT_
 	FAULT_SECONDS=$(FAULT_SECONDS) FAULT_GATEWAYS=$(FAULT_GATEWAYS) FAULT_SEED=$(FAULT_SEED) \
 		$(CARGO) test --locked --workspace --test fault -- --nocapture
 
-soak: test-deps ## ten minutes of mixed clients that come, cancel and go: memory and descriptors stay flat; SOAK_SECONDS
-	SOAK_SECONDS=$(SOAK_SECONDS) $(if $(TOLLGATE),TOLLGATE=$(TOLLGATE)) $(CARGO) test --locked --workspace --test soak -- --nocapture
+soak: test-deps ## ten minutes of mixed clients that come, cancel and go: memory and descriptors stay flat; SOAK_SECONDS, EDGE
+	SOAK_SECONDS=$(SOAK_SECONDS) $(if $(TOLLGATE),TOLLGATE=$(TOLLGATE)) $(if $(EDGE),EDGE=$(EDGE)) $(CARGO) test --locked --workspace --test soak -- --nocapture
 
 test-deps:
 	@scripts/build-deps.sh
@@ -57,6 +57,10 @@ lint: ## check the format and run clippy, warnings are errors
 
 docs: ## build the API documentation, broken links are errors
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --workspace --no-deps
+
+edge: ## build the edge as images have it, by a profile of its work: target/profiled/edge-proxy (takes a quarter of an hour)
+	@scripts/build-deps.sh
+	@scripts/edge.sh
 
 bench: ## measure the release build: memory, start, token verification, and what else is installed for it
 	@scripts/build-deps.sh

@@ -2,7 +2,7 @@
 //! latencies at a fixed rate, and memory. The proxy has core 0 for itself; h2load and one cheap service share core 1.
 //! Prints rows of the table of `make bench`; who is not installed is skipped, with a word.
 //! CALLS=n calls of a turn (40000), TURNS=n turns (3), RPS=n calls per second for latencies (2000),
-//! TOLLGATE= (with edge-proxy beside it), ENVOY=, NGINX= the binaries.
+//! TOLLGATE=, EDGE= (or edge-proxy beside tollgate), ENVOY=, NGINX= the binaries.
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
@@ -77,7 +77,8 @@ async fn run() {
     }
 
     let tollgate = std::env::var_os("TOLLGATE").map_or_else(default_binary, PathBuf::from);
-    let (setup, mut proxies) = Tollgate::start(&tollgate).await;
+    let edge = std::env::var_os("EDGE").map_or_else(|| tollgate.with_file_name("edge-proxy"), PathBuf::from);
+    let (setup, mut proxies) = Tollgate::start(&tollgate, &edge).await;
     proxies.push(floor::start(&setup).await);
     proxies.extend(others::start(&setup).await);
     let cases: Vec<Case> = proxies.iter().flat_map(|proxy| proxy.cases.clone()).collect();

@@ -51,7 +51,7 @@ pub(crate) struct Tollgate {
 
 impl Tollgate {
     /// Starts everything behind the proxies, and the edges; signs somebody in.
-    pub(crate) async fn start(binary: &Path) -> (Self, Vec<Proxy>) {
+    pub(crate) async fn start(binary: &Path, edge: &Path) -> (Self, Vec<Proxy>) {
         let folder = tempfile::tempdir().unwrap();
         let here = folder.path();
         let ca = here.join("data/tls");
@@ -71,7 +71,7 @@ impl Tollgate {
             ("auth-service", &auth, [to("project", &backend_tls), "account.verify_email=false".into()]),
             ("gateway-service", &gateway, [to("project", &backend_tls), to("auth", &auth)]),
         ] {
-            let process = serve(binary, here, name, name, OTHER_CORE, address, &settings);
+            let process = serve(binary, &[name], here, name, OTHER_CORE, address, &settings);
             services.push(process.listens(address, here).await);
         }
 
@@ -81,7 +81,8 @@ impl Tollgate {
             let mut settings = vec![to("project", &backend_tls), to("auth", &auth), to("gateway", &gateway)];
             settings.push(format!("plain_listen=\"{plain}\""));
             settings.extend(LIMITS.iter().chain(own).map(ToString::to_string));
-            let process = serve(binary, here, "edge-proxy", name, PROXY_CORE, &tls, &settings);
+            // As it runs by itself: a program of its own, with its own allocator.
+            let process = serve(edge, &[], here, name, PROXY_CORE, &tls, &settings);
             let process = process.listens(&plain, here).await;
             let cases = match name {
                 "edge" => vec![
@@ -126,27 +127,23 @@ impl Tollgate {
     }
 }
 
-/// One service of Tollgate, as a process of its own.
+/// One service of Tollgate, as a process of its own: a program of its own, or the one that is told which.
 fn serve(
-    binary: &Path,
+    program: &Path,
+    service: &[&str],
     folder: &Path,
-    service: &str,
     name: &'static str,
     core: &str,
     listen: &str,
     settings: &[String],
 ) -> Process {
     let [admin] = free_ports::<1>();
-    // The edge as it runs by itself: a program of its own, with its own allocator.
-    let alone = binary.with_file_name("edge-proxy");
-    let (binary, mut arguments) = match service {
-        "edge-proxy" => (alone.as_path(), Vec::new()),
-        _ => (binary, vec![String::from("serve"), service.to_owned()]),
-    };
+    let told = service.iter().flat_map(|service| ["serve", service]);
+    let mut arguments: Vec<String> = told.map(String::from).collect();
     for setting in
         [format!("listen=\"{listen}\""), format!("admin_listen=\"{admin}\"")].iter().chain(settings)
     {
         arguments.extend([String::from("--set"), setting.clone()]);
     }
-    Process::start(name, core, folder, binary, &arguments, &[])
+    Process::start(name, core, folder, program, &arguments, &[])
 }
