@@ -24,7 +24,7 @@ if [ -z "${EDGE:-}" ]; then
     scripts/edge.sh
     EDGE=${CARGO_TARGET_DIR:-target}/profiled/edge-proxy
 fi
-# Programs are started in folders of their own.
+# Benchmarks run in the folder of their crate.
 EDGE=$(realpath "$EDGE")
 export EDGE
 

@@ -44,18 +44,30 @@ impl Load {
 
     /// At a fixed rate, for some seconds, whether answers come or not. Returns how long each took, in microseconds.
     pub(crate) fn paced(&self, case: &Case, rate: u32) -> Vec<u64> {
-        let _ = fs::remove_file(&self.log); // h2load appends
         let of_each = (rate / PACED).to_string();
         let connections = PACED.to_string();
         let calls = rate / PACED * PACED * number("SECONDS_PACED", 3);
-        let pace = ["-c", &connections, "-m", "100", "--rps", &of_each, "--log-file", &self.log];
-        let lost = self.run(case, calls, &pace);
+        let (lost, times) = self.timed(case, calls, &["-c", &connections, "-m", "100", "--rps", &of_each]);
         if lost > 0 {
             // A busy machine falls behind the rate, and then a proxy may refuse.
             eprintln!("{case}: {lost} of {calls} calls at a fixed rate were refused");
         }
+        times
+    }
+
+    /// One client, one call after the other. Returns how long each took, in microseconds.
+    pub(crate) fn alone(&self, case: &Case, calls: u32) -> Vec<u64> {
+        let (lost, times) = self.timed(case, calls, &["-c", "1", "-m", "1"]);
+        assert_eq!(lost, 0, "{case}: not all calls were answered well");
+        times
+    }
+
+    /// Returns how many calls were not answered well, and how long each took.
+    fn timed(&self, case: &Case, calls: u32, shape: &[&str]) -> (u32, Vec<u64>) {
+        let _ = fs::remove_file(&self.log); // h2load appends
+        let lost = self.run(case, calls, &[shape, &["--log-file", &self.log]].concat());
         let log = fs::read_to_string(&self.log).unwrap();
-        log.lines().map(|line| line.split('\t').nth(2).unwrap().parse().unwrap()).collect()
+        (lost, log.lines().map(|line| line.split('\t').nth(2).unwrap().parse().unwrap()).collect())
     }
 
     /// Returns how many calls were not answered well.

@@ -35,6 +35,9 @@ use crate::{
 const PROXY_CORE: &str = "0";
 const OTHER_CORE: &str = "1";
 
+/// Calls of one client alone, in each turn.
+const ALONE: u32 = 2_000;
+
 /// Says that this process is a part of the bench, not the bench.
 const ROLE: &str = "TOLLGATE_BENCH_ROLE";
 
@@ -78,6 +81,8 @@ async fn run() {
 
     let tollgate = std::env::var_os("TOLLGATE").map_or_else(default_binary, PathBuf::from);
     let edge = std::env::var_os("EDGE").map_or_else(|| tollgate.with_file_name("edge-proxy"), PathBuf::from);
+    // Programs are started in a folder of their own.
+    let [tollgate, edge] = [tollgate, edge].map(|program| std::path::absolute(program).unwrap());
     let (setup, mut proxies) = Tollgate::start(&tollgate, &edge).await;
     proxies.push(floor::start(&setup).await);
     proxies.extend(others::start(&setup).await);
@@ -88,6 +93,9 @@ async fn run() {
     let mut costs = vec![Vec::new(); cases.len()];
     let mut paced = vec![Vec::new(); cases.len()];
     let mut times = vec![Vec::new(); cases.len()];
+    let direct = Case::new("the service itself", Kind::Grpc, false, &setup.backend_plain);
+    let mut direct_alone = Vec::new();
+    let mut alone = vec![Vec::new(); cases.len()];
     let process =
         |case: &Case| -> &Process { &proxies.iter().find(|proxy| proxy.name == case.proxy).unwrap().process };
     for case in &cases {
@@ -108,6 +116,8 @@ async fn run() {
             eprintln!("turn {round}: {:<52} {cost:>6.1} us, paced", case.to_string());
             paced[at].push(cost);
             times[at].append(&mut taken);
+            direct_alone.append(&mut load.alone(&direct, ALONE));
+            alone[at].append(&mut load.alone(case, ALONE));
         }
     }
 
@@ -147,6 +157,17 @@ async fn run() {
         let measured = format!("{:.2}/{:.2} ms", of(0.5), of(0.99));
         row(&format!("p50/p99 at {rps}/s: {case}"), &measured, "-");
         row("  its CPU per call", &format!("{:.1} us", median(&paced[at])), "-");
+    }
+    let median_us = |times: &mut Vec<u64>| {
+        times.sort_unstable();
+        times[times.len() / 2]
+    };
+    let service = median_us(&mut direct_alone);
+    row(&format!("p50, one client: {direct}"), &format!("{service} us"), "-");
+    for (at, case) in cases.iter().enumerate().filter(|(_, case)| case.has_latency) {
+        let goal = if case.proxy == "edge" { "<= 100 us" } else { "-" };
+        let added = median_us(&mut alone[at]).saturating_sub(service);
+        row(&format!("  added to it by {case}"), &format!("{added} us"), goal);
     }
     for (proxy, idle) in proxies.iter().zip(idle) {
         let mib = |kib: u64| kib as f64 / 1024.0;

@@ -56,7 +56,9 @@ impl Subject {
             settings
         };
         let services = Services::start_with(folder, settings).await;
-        let mut edge = services.edge("edge", &[]).run_by(program.into(), ENVIRONMENT);
+        // It is started in a folder of its own.
+        let program = fs::canonicalize(&program).unwrap_or_else(|error| panic!("EDGE={program:?}: {error}"));
+        let mut edge = services.edge("edge", &[]).run_by(program, ENVIRONMENT);
         edge.settings.extend(settings("edge"));
         edge.start();
         edge.ready().await;
