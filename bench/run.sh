@@ -15,6 +15,11 @@ if [ ! -r /proc/self/status ]; then
     exit 0
 fi
 
+if [ -n "${EDGE:-}" ] && ! [ -x "$EDGE" ]; then
+    echo "EDGE=$EDGE is no program" >&2
+    exit 1
+fi
+
 echo "building the release suite ..." >&2
 cargo build --quiet --locked --release -p suite --bin tollgate
 cargo bench --quiet --locked --no-run -p suite --bench links --bench edge

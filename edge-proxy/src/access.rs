@@ -85,11 +85,10 @@ fn opaque(headers: &HeaderMap) -> Option<&str> {
     let (Some(value), None) = (values.next(), values.next()) else { return None };
     let (scheme, token) = value.as_bytes().split_at_checked(BEARER.len())?;
     // An access token is long: it is not read only to see that it is none.
-    if !scheme.eq_ignore_ascii_case(BEARER) || !token.trim_ascii_start().starts_with(b"tg") {
+    if !scheme.eq_ignore_ascii_case(BEARER) || !exchange::is_opaque(token.trim_ascii_start()) {
         return None;
     }
-    let token = value.to_str().ok()?.get(BEARER.len()..)?.trim();
-    exchange::is_opaque(token).then_some(token)
+    Some(value.to_str().ok()?.get(BEARER.len()..)?.trim())
 }
 
 /// The policy of a method that callers from outside may know of.
@@ -110,5 +109,43 @@ fn api_key(headers: &HeaderMap) -> Result<&HeaderValue, Error> {
         (Some(key), None) if !key.is_empty() => Ok(key),
         (Some(_), Some(_)) => Err(Error::unauthenticated("more than one `api-key` header")),
         _ => Err(Error::unauthenticated("a gateway's token is required in `api-key`")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{HeaderMap, HeaderValue, header};
+
+    use super::opaque;
+
+    fn found(values: &[&str]) -> Option<String> {
+        let mut headers = HeaderMap::new();
+        for value in values {
+            headers.append(header::AUTHORIZATION, HeaderValue::from_str(value).unwrap());
+        }
+        opaque(&headers).map(str::to_owned)
+    }
+
+    #[test]
+    fn opaque_tokens_are_told_from_all_else() {
+        for value in ["Bearer tgpat_x", "bearer tgpat_x", "BEARER   tgpat_x  "] {
+            assert_eq!(found(&[value]).as_deref(), Some("tgpat_x"), "{value}");
+        }
+        assert_eq!(found(&["Bearer tgsvc_"]).as_deref(), Some("tgsvc_"));
+        for value in [
+            "",
+            "Bearer",
+            "Bearer ",
+            "Bearer eyJ.eyJ.x",
+            "Bearer tgpat",
+            "Bearer tggw_x",
+            "Basic tgpat_x",
+            "tgpat_x",
+        ] {
+            assert_eq!(found(&[value]), None, "{value}");
+        }
+        assert_eq!(found(&[]), None);
+        assert_eq!(found(&["Bearer tgpat_x", "Bearer tgpat_x"]), None);
+        assert_eq!(found(&["Bearer tgpat_é"]), None);
     }
 }

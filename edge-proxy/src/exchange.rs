@@ -119,16 +119,20 @@ impl Exchange {
     }
 }
 
-/// Whether a text is an opaque token, good or not.
-pub(crate) fn is_opaque(text: &str) -> bool {
-    form(text) != Form::None
+/// Whether this is an opaque token, good or not.
+pub(crate) fn is_opaque(token: &[u8]) -> bool {
+    kind_of(token).is_some()
+}
+
+fn kind_of(token: &[u8]) -> Option<&'static str> {
+    let rest = token.strip_prefix(b"tg")?;
+    KINDS
+        .into_iter()
+        .find(|kind| rest.strip_prefix(kind.as_bytes()).is_some_and(|rest| rest.first() == Some(&b'_')))
 }
 
 fn form(text: &str) -> Form {
-    let kind = KINDS.iter().find(|kind| {
-        text.strip_prefix("tg").and_then(|rest| rest.strip_prefix(**kind)?.strip_prefix('_')).is_some()
-    });
-    match kind.map(|kind| opaque::parse(kind, text)) {
+    match kind_of(text.as_bytes()).map(|kind| opaque::parse(kind, text)) {
         None => Form::None,
         Some(None) => Form::Broken,
         Some(Some(_)) => Form::Whole,

@@ -171,6 +171,7 @@ fn anybody_of(world: &World) -> Client {
 async fn play(world: &World, long: Duration, tally: &Tally) {
     let (world, until) = (Arc::new(world.clone()), Instant::now() + long);
     let ordinary = usize::try_from(setting("SOAK_ORDINARY", 1)).unwrap();
+    assert!(ordinary > 0, "SOAK_ORDINARY must be at least 1");
     let mut everybody = JoinSet::new();
     for number in 0..WORKERS {
         everybody.spawn(Hands::new(&world, number).work(until, ordinary, tally.clone()));

@@ -152,21 +152,16 @@ async fn run() {
     }
     let rps = number("RPS", 2_000);
     for (at, case) in cases.iter().enumerate().filter(|(_, case)| case.has_latency) {
-        times[at].sort_unstable();
-        let of = |part: f64| times[at][((times[at].len() - 1) as f64 * part).round() as usize] as f64 / 1e3;
-        let measured = format!("{:.2}/{:.2} ms", of(0.5), of(0.99));
+        let [half, most] = [0.5, 0.99].map(|part| percentile(&mut times[at], part) as f64 / 1e3);
+        let measured = format!("{half:.2}/{most:.2} ms");
         row(&format!("p50/p99 at {rps}/s: {case}"), &measured, "-");
         row("  its CPU per call", &format!("{:.1} us", median(&paced[at])), "-");
     }
-    let median_us = |times: &mut Vec<u64>| {
-        times.sort_unstable();
-        times[times.len() / 2]
-    };
-    let service = median_us(&mut direct_alone);
+    let service = percentile(&mut direct_alone, 0.5);
     row(&format!("p50, one client: {direct}"), &format!("{service} us"), "-");
     for (at, case) in cases.iter().enumerate().filter(|(_, case)| case.has_latency) {
         let goal = if case.proxy == "edge" { "<= 100 us" } else { "-" };
-        let added = median_us(&mut alone[at]).saturating_sub(service);
+        let added = percentile(&mut alone[at], 0.5).saturating_sub(service);
         row(&format!("  added to it by {case}"), &format!("{added} us"), goal);
     }
     for (proxy, idle) in proxies.iter().zip(idle) {
@@ -175,6 +170,11 @@ async fn run() {
         let goal = if proxy.name == "edge" { "<= 20 idle" } else { "-" };
         row(&format!("memory, idle/after: {}", proxy.name), &measured, goal);
     }
+}
+
+fn percentile(times: &mut [u64], part: f64) -> u64 {
+    times.sort_unstable();
+    times[((times.len() - 1) as f64 * part).round() as usize]
 }
 
 /// Where cargo puts binaries: beside this one's folder.

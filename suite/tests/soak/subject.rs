@@ -34,11 +34,10 @@ log = \"error,service_kit::server=info,edge_proxy=info\"
 const ENVIRONMENT: &[(&str, &str)] = &[("MALLOC_MMAP_THRESHOLD_", "1048576"), ("RUST_BACKTRACE", "0")];
 
 /// What is judged.
-#[allow(clippy::large_enum_variant, reason = "there is one in a run")]
 pub(crate) enum Subject {
-    Suite(Process),
+    Suite(Box<Process>),
     /// With its services, each a process of its own.
-    Edge(Node, Services),
+    Edge(Box<(Node, Services)>),
 }
 
 impl Subject {
@@ -46,8 +45,10 @@ impl Subject {
     pub(crate) async fn start(folder: &Path) -> Self {
         let config = config_file(folder, SETTINGS);
         let Some(program) = std::env::var_os("EDGE") else {
-            return Self::Suite(Process::start_with(folder, &config, ENVIRONMENT).await);
+            return Self::Suite(Box::new(Process::start_with(folder, &config, ENVIRONMENT).await));
         };
+        // It is started in a folder of its own.
+        let program = fs::canonicalize(&program).unwrap_or_else(|error| panic!("EDGE={program:?}: {error}"));
         service_kit::tls::install_provider();
         let sections: Table = fs::read_to_string(config).unwrap().parse().unwrap();
         let settings = |service: &str| {
@@ -56,20 +57,18 @@ impl Subject {
             settings
         };
         let services = Services::start_with(folder, settings).await;
-        // It is started in a folder of its own.
-        let program = fs::canonicalize(&program).unwrap_or_else(|error| panic!("EDGE={program:?}: {error}"));
         let mut edge = services.edge("edge", &[]).run_by(program, ENVIRONMENT);
         edge.settings.extend(settings("edge"));
         edge.start();
         edge.ready().await;
-        Self::Edge(edge, services)
+        Self::Edge(Box::new((edge, services)))
     }
 
     /// Where clients find it.
     pub(crate) fn url(&self) -> String {
         match self {
             Self::Suite(process) => process.url.clone(),
-            Self::Edge(edge, _) => edge.url(),
+            Self::Edge(all) => all.0.url(),
         }
     }
 
@@ -77,7 +76,7 @@ impl Subject {
     pub(crate) fn pid(&self) -> u32 {
         match self {
             Self::Suite(process) => process.pid(),
-            Self::Edge(edge, _) => edge.pid(),
+            Self::Edge(all) => all.0.pid(),
         }
     }
 
@@ -88,7 +87,7 @@ impl Subject {
                 let ports = process.admin_ports();
                 ports.iter().find(|(service, _)| service == "edge-proxy").unwrap().1
             }
-            Self::Edge(edge, _) => edge.admin_address(),
+            Self::Edge(all) => all.0.admin_address(),
         }
     }
 
@@ -96,7 +95,8 @@ impl Subject {
     pub(crate) async fn metrics(&self) -> String {
         match self {
             Self::Suite(_) => admin(self.admin(), "/metrics").await.1,
-            Self::Edge(edge, services) => {
+            Self::Edge(all) => {
+                let (edge, services) = &**all;
                 edge.admin("/metrics").await + &services.gateway.admin("/metrics").await
             }
         }
@@ -106,7 +106,8 @@ impl Subject {
     pub(crate) async fn terminate(self) -> Option<i32> {
         match self {
             Self::Suite(process) => process.terminate().await,
-            Self::Edge(mut edge, _services) => {
+            Self::Edge(all) => {
+                let (mut edge, _services) = *all;
                 edge.signal("-TERM");
                 edge.ended().await
             }

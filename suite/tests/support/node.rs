@@ -48,11 +48,12 @@ impl Node {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.log()).unwrap();
         let mut command = match &self.program {
             Some(program) => Command::new(program),
-            None => Command::new(env!("CARGO_BIN_EXE_tollgate")),
+            None => {
+                let mut all = Command::new(env!("CARGO_BIN_EXE_tollgate"));
+                all.args(["serve", self.service]);
+                all
+            }
         };
-        if self.program.is_none() {
-            command.args(["serve", self.service]);
-        }
         command.current_dir(&self.folder).envs(self.variables.iter().copied());
         command.args(["--set", &format!("listen={}", self.address)]);
         command.args(["--set", &format!("admin_listen={}", self.admin)]);
